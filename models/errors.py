@@ -1,0 +1,51 @@
+"""Errors of the whole package. Each message says what was got, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class FundusRtError(Exception):
+    """Base class of every error that the package raises on purpose."""
+
+
+class CardError(FundusRtError):
+    """A model card does not validate; the message lists every problem at once."""
+
+
+class DecodeError(FundusRtError):
+    """A file is not a picture that can be read, or only a part of one."""
+
+
+class NotFundusError(FundusRtError):
+    """A picture was read but no fundus photograph is in it."""
+
+
+class EyeError(FundusRtError):
+    """The eye is unknown where the model has to know it, or two sources disagree."""
+
+
+class ModelFileError(FundusRtError):
+    """A file is not an ONNX model of this package, or its card and its graph disagree."""
+
+
+class BackendUnavailableError(FundusRtError):
+    """A backend is not installed, or did not grant what was asked for."""
+
+
+class ReceiptError(FundusRtError):
+    """The network answered for another input than the one that was sent: the session must stop."""
+
+
+class UnsupportedCheckpointError(FundusRtError):
+    """A checkpoint cannot be read, or holds another network than its card expects."""
+
+
+class UntrustedCheckpointError(UnsupportedCheckpointError):
+    """Reading the checkpoint would execute code that it carries."""
+
+
+class ParityError(FundusRtError):
+    """The converted model does not answer as the original framework does."""
+
+
+class UsageError(FundusRtError):
+    """The call itself is wrong: an option, a path or an output that cannot be used."""
