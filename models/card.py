@@ -250,7 +250,7 @@ def card_from_json(text: str, origin: str = "card") -> ModelCard:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise CardError(f"{origin} is not JSON ({error}); expected a card as `fundus-rt models show --json` prints it") from error
+        raise CardError(f"{origin} is not JSON ({error}); expected what `fundus-rt models show --json` prints") from error
     if not isinstance(data, dict):
         raise CardError(f"{origin} holds a JSON {type(data).__name__}, expected an object with a card's keys")
     problems: list[str] = []

@@ -1,0 +1,149 @@
+"""Published checkpoint files: what kind a file is, and its tensors, read without executing anything it carries."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fundus_rt.models.artifacts import sha256_of_file
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+ZIP_SIGNATURE = b"PK\x03\x04"
+TORCH_LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The pickled magic number 0x1950a86a20f9469cfc6c with which `torch.save` began before torch 1.6."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds, before anything is concluded from it."""
+
+    path: Path
+    sha256: str
+    format: str
+    """``torch-zip``, ``torch-legacy``, ``safetensors`` or ``keras-h5``."""
+    framework: str
+    """``pytorch`` or ``keras``."""
+    shapes: dict[str, tuple[int, ...]]
+    """Shape of every tensor of the network by its name, container and common prefix taken off."""
+    state: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The same tensors as torch tensors; empty for Keras, whose own loader reads them from `path`."""
+    keras_config: dict[str, Any] | None = field(default=None, repr=False)
+    """The file's ``model_config``; None for torch."""
+    keras_version: str = ""
+    """Version of Keras that wrote the file, as it says itself."""
+    notes: tuple[str, ...] = ()
+    """What was unwrapped, taken off or left aside, one sentence each."""
+    trusted: bool = False
+    """Whether the caller allowed code from the file to be executed."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors of the network together."""
+        total = 0
+        for shape in self.shapes.values():
+            total += numbers_in(shape)
+        return total
+
+
+def numbers_in(shape: tuple[int, ...]) -> int:
+    """How many numbers a tensor of this shape holds."""
+    product = 1
+    for length in shape:
+        product *= length
+    return product
+
+
+def read_checkpoint(
+    path: Path | str, trust_pickle: bool = False, progress: Callable[[str], None] | None = None
+) -> Checkpoint:
+    """Read a checkpoint of PyTorch (``.pth``, ``.pt``, ``.bin``, ``.tar``, ``.safetensors``) or Keras (``.h5``).
+
+    The kind is told from the content, never from the file's ending. Nothing that the file carries is executed unless
+    `trust_pickle` is given.
+
+    Args:
+        path: the file.
+        trust_pickle: allow a pickled module or a Lambda layer, that is: run code from the file.
+        progress: called with one sentence before code of the file is run, which names what it asks for.
+
+    Raises:
+        UnsupportedCheckpointError: no such file, not a checkpoint, cut short, or of a kind that is not read.
+        UntrustedCheckpointError: reading it would execute code from the file.
+        BackendUnavailableError: the package that reads this kind is not installed.
+    """
+    path = Path(path)
+    head = _head_of(path)
+    _refuse_known_strangers(path, head)
+    if head.startswith(HDF5_SIGNATURE):
+        from fundus_rt.converters.keras_files import read_keras_h5
+
+        return read_keras_h5(path, sha256_of_file(path), trust_pickle)
+    from fundus_rt.converters.torch_files import read_safetensors, read_torch
+
+    if head.startswith((ZIP_SIGNATURE, TORCH_LEGACY_SIGNATURE)):
+        kind = "torch-zip" if head.startswith(ZIP_SIGNATURE) else "torch-legacy"
+        return read_torch(path, sha256_of_file(path), kind, trust_pickle, progress)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return read_safetensors(path, sha256_of_file(path))
+    raise UnsupportedCheckpointError(
+        f"{path.name} is not a checkpoint that can be read: it begins with {head[:8]!r}. Expected a file of torch.save "
+        f"(.pth, .pt, .bin, .tar), .safetensors, or HDF5 of Keras (.h5, .hdf5)."
+    )
+
+
+def _head_of(path: Path) -> bytes:
+    if path.is_dir():
+        hint = " (a TensorFlow SavedModel; not supported yet)" if (path / "saved_model.pb").exists() else ""
+        raise UnsupportedCheckpointError(f"{path} is a folder{hint}; give the checkpoint file itself")
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(512)
+    except FileNotFoundError as error:
+        raise UnsupportedCheckpointError(f"{path} does not exist; give the path of a downloaded checkpoint") from error
+    except OSError as error:
+        raise UnsupportedCheckpointError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if not head:
+        raise UnsupportedCheckpointError(f"{path.name} is empty (0 bytes): the download failed; fetch it again")
+    return head
+
+
+def _refuse_known_strangers(path: Path, head: bytes) -> None:
+    """Raise for files that are often given by mistake, with what each of them is."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    size = path.stat().st_size
+    found = ""
+    if start.startswith(b"version https://git-lfs"):
+        found = "a Git LFS pointer, not the file itself; fetch the content with: git lfs pull"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        found = "a web page, so the download stopped at a page of the site; open the link in a browser and save the file"
+    elif head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or head.startswith((b"7z\xbc\xaf", b"Rar!")):
+        found = "a packed archive; unpack it and give the checkpoint in it"
+    elif path.suffix.lower() == ".onnx":
+        found = "an ONNX model already; conversion starts from the published checkpoint"
+    elif head.startswith(ZIP_SIGNATURE) and size > 0:
+        found = _stranger_in_zip(path)
+    if found:
+        raise UnsupportedCheckpointError(f"{path.name} ({size:,} bytes) is {found}")
+
+
+def _stranger_in_zip(path: Path) -> str:
+    """What a zip file is that torch.save did not write; empty when torch did write it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return "cut short or damaged (a zip file whose table of contents is missing); download it again"
+    if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        if any("/code/" in f"/{name}" for name in names):
+            return (
+                "a TorchScript program (torch.jit.save), which holds code; save the state_dict of the network instead, "
+                "with torch.save(model.state_dict(), ...)"
+            )
+        return ""
+    if "config.json" in names and "model.weights.h5" in names:
+        return "a Keras 3 file (.keras), not supported yet; load it in Keras and save it with model.save('model.h5')"
+    return f"a zip archive of {', '.join(names[:3]) or 'nothing'}; unpack it and give the checkpoint in it"

@@ -1,0 +1,193 @@
+"""Differences between a converted model and the framework it came from, in the unit of each output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fundus_rt.models.card import ModelCard, OutputSpec, PreprocessingSpec
+from fundus_rt.models.errors import ParityError
+
+ShippedModel = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""A shipped file, opened: frames [N, H, W, 3] in, every output by its name."""
+
+BATCH_SIZES = (1, 2, 3)
+"""Sizes in which the photographs are sent, in turn, so that a frozen batch dimension shows."""
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far one output is from the framework's, over all photographs and columns, in the output's unit."""
+
+    name: str
+    unit: str
+    largest: float
+    mean: float
+    percentile_95: float
+    lowest: float
+    """Smallest value that the framework gave over the photographs."""
+    highest: float
+    """Largest value that the framework gave over the photographs."""
+    tolerance: float
+    photographs: int
+
+    @property
+    def spread(self) -> float:
+        """How far the photographs' own answers lie apart: what the differences are to be held against."""
+        return self.highest - self.lowest
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: largest difference {self.largest:.2g} {self.unit}, mean {self.mean:.2g}, 95th percentile "
+            f"{self.percentile_95:.2g} (tolerance {self.tolerance:g}); the {self.photographs} photographs' answers run "
+            f"from {self.lowest:.4g} to {self.highest:.4g}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the card's provenance."""
+        return asdict(self)
+
+
+def reference_tensor(frames: np.ndarray, spec: PreprocessingSpec) -> np.ndarray:
+    """The network's input as its author makes it, apart from the shipped graph: ``(value * scale - mean) / std``.
+
+    Args:
+        frames: [N, H, W, 3], BGR, uint8 or float32, grey levels 0 to 255.
+        spec: the card's preprocessing.
+
+    Returns:
+        float32 [N, H, W, 3] in the network's colour order.
+    """
+    pixels = frames.astype(np.float32)
+    if spec.color_order == "RGB":
+        pixels = pixels[..., ::-1]
+    scaled = pixels * np.float32(spec.scale) - np.asarray(spec.mean, np.float32)
+    return np.ascontiguousarray(scaled / np.asarray(spec.std, np.float32))
+
+
+def values_of(answers: np.ndarray, output: OutputSpec) -> np.ndarray:
+    """Answers of a network in the output's unit.
+
+    Args:
+        answers: [N, columns] as the network gives them.
+        output: with `activation` resolved.
+
+    Returns:
+        float64 [N, columns]: years, probabilities.
+    """
+    numbers = answers.astype(np.float64)
+    if output.activation == "sigmoid":
+        return np.asarray(0.5 * (1.0 + np.tanh(0.5 * numbers)))
+    if output.activation == "softmax":
+        powers = np.exp(numbers - numbers.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    return numbers * output.scale + output.offset
+
+
+def compare_shipped(
+    shipped: ShippedModel, frames: np.ndarray, reference: Mapping[str, np.ndarray], card: ModelCard
+) -> list[OutputDifference]:
+    """Run a shipped file on photographs and hold it against the framework's answers.
+
+    Args:
+        shipped: the file, opened.
+        frames: [N, H, W, 3], BGR, of the card's input dtype.
+        reference: the framework's answers [N, columns] by output name, before activation.
+        card: with every output's activation resolved.
+
+    Returns:
+        One difference per output, each within the card's tolerance.
+
+    Raises:
+        ParityError: an answer that is not finite, no probability, constant over the photographs, or further from the
+            framework's than the card's tolerance; or a receipt that is not the sum of the frame sent. Lists all of them.
+    """
+    answered = run_in_batches(shipped, frames)
+    problems = _receipt_problems(answered.get("receipt"), frames)
+    differences = []
+    for output in card.outputs:
+        found = answered.get(output.name)
+        expected = reference[output.name]
+        if found is None or found.shape != expected.shape:
+            shape = "missing" if found is None else f"of shape {found.shape}"
+            problems.append(f"output {output.name!r} is {shape}, expected {expected.shape}")
+            continue
+        problems += _answer_problems(output, found, expected)
+        difference = _difference(output, found, expected)
+        if not difference.largest <= output.tolerance:
+            problems.append(f"beyond the tolerance: {difference}")
+        differences.append(difference)
+    if problems:
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise ParityError(
+            f"the converted model does not answer as the original does, so nothing was written:\n{listing}\n"
+            f"Check that the card {card.name!r} belongs to the file."
+        )
+    return differences
+
+
+def run_in_batches(shipped: ShippedModel, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Run all frames, in batches of 1, 2, 3, 1, ... and put the answers together."""
+    parts: dict[str, list[np.ndarray]] = {}
+    start = turn = 0
+    while start < len(frames):
+        size = BATCH_SIZES[turn % len(BATCH_SIZES)]
+        for name, answer in shipped(np.ascontiguousarray(frames[start : start + size])).items():
+            parts.setdefault(name, []).append(np.array(answer))
+        start, turn = start + size, turn + 1
+    return {name: np.concatenate(answers) for name, answers in parts.items()}
+
+
+def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> OutputDifference:
+    original = values_of(expected, output)
+    apart = np.abs(values_of(found, output) - original)
+    return OutputDifference(
+        output.name,
+        output.unit,
+        float(apart.max()),
+        float(apart.mean()),
+        float(np.percentile(apart, 95)),
+        float(original.min()),
+        float(original.max()),
+        output.tolerance,
+        len(apart),
+    )
+
+
+def _answer_problems(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> list[str]:
+    problems = []
+    for word, answers in (("the original framework", expected), ("the converted model", found)):
+        if not np.isfinite(answers).all():
+            problems.append(
+                f"{output.name}: {word} answers with NaN or infinity on "
+                f"{(~np.isfinite(answers)).any(axis=1).sum()} photographs"
+            )
+    if problems:
+        return problems
+    values = values_of(expected, output)
+    if output.task != "regression" and (values.min() < 0 or values.max() > 1):
+        problems.append(
+            f"{output.name}: values from {values.min():.4g} to {values.max():.4g} are no probabilities; the card's "
+            f"activation {output.activation!r} does not fit the network"
+        )
+    if len(expected) > 1 and np.ptp(expected, axis=0).max() <= 1e-6 * max(np.abs(expected).max(), 1e-30):
+        problems.append(
+            f"{output.name}: the original framework itself answers {expected[0].tolist()} for each of the "
+            f"{len(expected)} photographs; its weights are damaged or untrained, or the card's preprocessing is wrong, and "
+            f"nothing can be proved"
+        )
+    return problems
+
+
+def _receipt_problems(receipt: np.ndarray | None, frames: np.ndarray) -> list[str]:
+    """The receipt is the sum over width and channels: exact for grey levels, to float32's rounding for others."""
+    sums = frames.astype(np.float64).sum(axis=(2, 3))
+    if receipt is None or receipt.shape != sums.shape:
+        return [f"the receipt is {'missing' if receipt is None else f'of shape {receipt.shape}'}, expected {sums.shape}"]
+    exact = frames.dtype == np.uint8
+    if not (np.array_equal(receipt, sums) if exact else np.allclose(receipt, sums, rtol=1e-5)):
+        return [f"the receipt is up to {np.abs(receipt - sums).max():g} away from the sums of the frames sent"]
+    return []

@@ -1,0 +1,141 @@
+"""Turn the trained network into the file that is shipped: uint8 frames in, probabilities and a receipt out."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from augment import CLEAN, DEGRADED, HARSH, SIZE, sample
+from network import GRID
+from views import LEFT, RIGHT
+
+OPSET = 17
+LARGEST_IR_VERSION = 9
+
+# Held-out samples, drawn with cameras and looks of their own, on which temperature and thresholds are chosen.
+CALIBRATION_SAMPLES = 3000
+CALIBRATION_SEED = 77
+
+# The rule for the threshold of `eye`: the smallest of these at which held-out samples are right this often.
+THRESHOLDS = np.round(np.arange(0.50, 0.996, 0.01), 2)
+WANTED_PRECISION = 0.99
+
+# `fundus` refuses below its threshold. Refusing a real photograph is the worse mistake: the threshold is put at a
+# tenth of the odds that the lowest 0.1 % of held-out fundus views get.
+FUNDUS_QUANTILE = 0.001
+FUNDUS_ODDS_MARGIN = 0.1
+
+
+class Shipped(nn.Module):
+    """The network between uint8 frames and probabilities; see `forward`."""
+
+    def __init__(self, network, temperature):
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, frames):
+        """frames: uint8 [N, S, S, 3], BGR. Return the outputs in the order of OUTPUTS."""
+        levels = frames.to(torch.float32)
+        receipt = levels.sum(dim=(2, 3))
+        output = self.network(levels.permute(0, 3, 1, 2))
+        probability = (output["eye"] / self.temperature).softmax(dim=1)
+        seen = probability[:, [LEFT, RIGHT]]
+        unknown = probability[:, RIGHT + 1 :].sum(dim=1, keepdim=True)
+        eye = torch.cat([seen, unknown], dim=1)
+        landmarks = torch.cat([output["position"], output["present"].unsqueeze(2)], dim=2).flatten(1)
+        return receipt, eye, output["clean"].sigmoid(), output["fundus"].sigmoid(), landmarks
+
+
+OUTPUTS = ("receipt", "eye", "gradability", "fundus", "landmarks")
+
+
+def outputs_of(network, frames, batch=64):
+    """Return the network's outputs by name, as arrays over all frames (uint8 [N, S, S, 3] BGR)."""
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(frames), batch):
+            levels = torch.from_numpy(frames[start : start + batch]).float().permute(0, 3, 1, 2)
+            parts.append({name: value.numpy() for name, value in network(levels).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def calibrated(network, held_out, scenes):
+    """Return the temperature and thresholds chosen on virtual cameras over the held-out photographs."""
+    drawn = [
+        sample(held_out, scenes, np.random.default_rng([CALIBRATION_SEED, i]), kind=(CLEAN, DEGRADED, HARSH)[i % 3])
+        for i in range(CALIBRATION_SAMPLES)
+    ]
+    output = outputs_of(network, np.stack([s.frame for s in drawn]))
+    truth = np.array([s.eye for s in drawn])
+    temperature = _temperature(output["eye"], truth)
+    probability = _softmax(output["eye"] / temperature)
+    decided = probability[:, :2].max(axis=1)
+    # The mirror image of an upside-down eye cannot be told safely by anyone; the threshold is set on what it can
+    # tell: views that are upright, or that show nothing to decide on.
+    answerable = (truth <= RIGHT) | (truth > 3)
+    chosen = 1.0
+    for threshold in THRESHOLDS:
+        taken = (decided >= threshold) & answerable
+        right = probability[:, :2].argmax(axis=1) == truth
+        if taken.any() and right[taken].mean() >= WANTED_PRECISION:
+            chosen = float(threshold)
+            break
+    fundus_logit = np.quantile(output["fundus"][:, 0], FUNDUS_QUANTILE) + np.log(FUNDUS_ODDS_MARGIN)
+    upright = truth <= RIGHT
+    return {
+        "samples": CALIBRATION_SAMPLES,
+        "temperature": round(float(temperature), 4),
+        "eye_threshold": chosen,
+        "eye_decided_share_of_upright": round(float((decided[upright] >= chosen).mean()), 4),
+        "fundus_threshold": float(f"{1.0 / (1.0 + np.exp(-fundus_logit)):.3g}"),
+    }
+
+
+def _softmax(logits):
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _temperature(logits, truth):
+    """Return the temperature, 0.5 to 3, of the lowest cross entropy."""
+    candidates = np.geomspace(0.5, 3.0, 60)
+    rows = np.arange(len(truth))
+    cost = [-np.log(np.maximum(_softmax(logits / t)[rows, truth], 1e-12)).mean() for t in candidates]
+    return candidates[int(np.argmin(cost))]
+
+
+def export(network, calibration, path):
+    """Write the ONNX file, checked, with batch normalisation folded and a free batch size."""
+    shipped = Shipped(network, calibration["temperature"]).eval()
+    example = torch.zeros((1, SIZE, SIZE, 3), dtype=torch.uint8)
+    axes = {name: {0: "N"} for name in ("frames", *OUTPUTS)}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        torch.onnx.export(
+            shipped, (example,), str(written), input_names=["frames"], output_names=list(OUTPUTS),
+            dynamic_axes=axes, opset_version=OPSET, do_constant_folding=True, dynamo=False,
+        )
+        model = onnx.load(str(written))
+        model.ir_version = min(model.ir_version, LARGEST_IR_VERSION)
+        model.doc_string = "fundus-rt acquisition: eye, synthetic degradation, fundus or not, disc and fovea"
+        onnx.checker.check_model(model, full_check=True)
+        _check_contract(model)
+        onnx.save(model, str(written))
+        # Readers see the old file or the new one, never a part of it.
+        os.replace(written, path)
+
+
+def _check_contract(model):
+    """Raise AssertionError unless the first node is Cast, no BatchNormalization is left and the shapes are right."""
+    consumers = [node for node in model.graph.node if "frames" in node.input]
+    assert [node.op_type for node in consumers] == ["Cast"], consumers
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    assert [value.name for value in model.graph.output] == list(OUTPUTS)
+    assert GRID * 16 == SIZE

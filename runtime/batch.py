@@ -1,0 +1,179 @@
+"""Many pictures: decoding, preprocessing and inference of different pictures at the same time, in bounded memory.
+
+Each worker takes a few pictures at once from reading to answer. Pillow, OpenCV and ONNX Runtime release the interpreter's
+lock, so with one worker a core, and one inference thread in each, every core always has work and no hand-over between
+stages has to be waited for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fundus_rt.models.artifacts import sha256_of_bytes
+from fundus_rt.models.errors import EyeError, FundusRtError, ReceiptError
+from fundus_rt.runtime.eye import eye_from_file_name
+from fundus_rt.runtime.inputs import Item
+from fundus_rt.runtime.pipeline import Pipeline, Prepared
+
+Row = dict[str, Any]
+
+_LARGEST_FILE = 1 << 30
+"""Bytes above which a file is refused unread: an 8-bit photograph of 100 megapixels is 300 MB uncompressed."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """What, besides the picture and the model, decides an answer."""
+
+    eye: str | None = None
+    """The eye that the call gives for every picture."""
+    mirrored_by_source: bool = False
+
+
+class Answerer:
+    """Answers items as rows, in their order."""
+
+    def __init__(self, pipeline: Pipeline, options: AnswerOptions, workers: int, batch: int, finished: frozenset[bytes]):
+        """Args:
+        pipeline: the opened model.
+        options: the call's own sources.
+        workers: pictures or batches in work at once.
+        batch: pictures in one inference.
+        finished: `row_key` digests of rows that an earlier run wrote; their pictures are left out.
+        """
+        self._pipeline = pipeline
+        self._options = options
+        self._workers = workers
+        self._batch = batch
+        self._finished = finished
+
+    def rows(self, items: Iterable[Item]) -> Iterator[Row]:
+        """One row for each item that is not finished already, in the order of the items.
+
+        At most twice as many batches as workers are in memory, however many items there are.
+
+        Raises:
+            ReceiptError: an answer belonged to another picture: no further row is given.
+        """
+        source = iter(items)
+        waiting: deque[Future[list[Row]]] = deque()
+        if self._workers > 1:
+            cv2.setNumThreads(1)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="answer") as pool:
+            try:
+                while True:
+                    while len(waiting) < 2 * self._workers and (some := list(itertools.islice(source, self._batch))):
+                        waiting.append(pool.submit(self._answer, some))
+                    if not waiting:
+                        return
+                    yield from waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, items: list[Item]) -> list[Row]:
+        height, width = self._pipeline.card.preprocessing.input_size
+        tensors = np.empty((len(items), height, width, 3), self._pipeline.card.preprocessing.input_dtype)
+        rows: list[Row] = []
+        prepared: list[tuple[int, Prepared]] = []
+        for item in items:
+            row, picture = self._prepare(item, tensors[len(prepared)])
+            if picture is not None:
+                prepared.append((len(rows), picture))
+            if row is not None:
+                rows.append(row)
+        if prepared:
+            results = self._pipeline.finish([picture for _, picture in prepared], tensors)
+            for (index, _), result in zip(prepared, results, strict=True):
+                if isinstance(result, EyeError):
+                    rows[index]["error"] = str(result)
+                else:
+                    rows[index].update(result.to_dict(), error=None)
+        return rows
+
+    def _prepare(self, item: Item, out: Any) -> tuple[Row | None, Prepared | None]:
+        """The item's row, None where it is finished already; and the picture, None where there is nothing to answer."""
+        try:
+            content = _read(item)
+        except FundusRtError as error:
+            content, problem = b"", str(error)
+        else:
+            problem = ""
+        digest = sha256_of_bytes(content) if content else None
+        key = row_key(item, digest, self._pipeline, self._options)
+        if bytes.fromhex(key) in self._finished:
+            return None, None
+        row = _empty_row(item.path, digest, key, self._pipeline)
+        if problem:
+            row["error"] = problem
+            return row, None
+        sources = {
+            "call": self._options.eye,
+            "list": item.listed_eye,
+            "file name": eye_from_file_name(os.path.basename(item.path)),
+        }
+        try:
+            return row, self._pipeline.prepare_bytes(content, sources, self._options.mirrored_by_source, out)
+        except ReceiptError:
+            raise
+        except FundusRtError as error:
+            row["error"] = str(error)
+        except MemoryError:
+            row["error"] = "not enough memory for this picture; give a smaller one"
+        except Exception as error:  # one picture must not end the run of all others; the row says what happened
+            row["error"] = f"unexpected {type(error).__name__}: {error}; please report this with the picture's format"
+        return row, None
+
+
+def row_key(item: Item, digest: str | None, pipeline: Pipeline, options: AnswerOptions) -> str:
+    """What makes a row the same row: path, content, model, eye and options; 32 hexadecimal digits."""
+    parts = [
+        os.path.abspath(item.path), digest or item.problem, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
+        str(options.mirrored_by_source), pipeline.backend.name, pipeline.backend.device,
+    ]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _read(item: Item) -> bytes:
+    if item.problem:
+        raise FundusRtError(item.problem)
+    try:
+        size = os.path.getsize(item.path)
+        if size > _LARGEST_FILE:
+            raise FundusRtError(
+                f"the file has {size / 1e9:.1f} GB, expected a photograph below {_LARGEST_FILE / 1e9:.1f} GB"
+            )
+        with open(item.path, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        raise FundusRtError(f"the file cannot be read ({error.strerror or error}); check its name and its rights") from error
+
+
+def _empty_row(path: str, digest: str | None, key: str, pipeline: Pipeline) -> Row:
+    return {
+        "file": path,
+        "sha256": digest,
+        "model": {
+            "name": pipeline.identity.name, "sha256": pipeline.identity.sha256, "precision": pipeline.identity.precision,
+            "certificate": "none",
+        },
+        "backend": {
+            "name": pipeline.backend.name, "device": pipeline.backend.device, "version": pipeline.backend.version,
+        },
+        "eye": None,
+        "field_of_view": None,
+        "outputs": {},
+        "warnings": [],
+        "timing_ms": {},
+        "error": None,
+        "key": key,
+    }  # fmt: skip

@@ -1,0 +1,137 @@
+"""``fundus-rt convert``: a published checkpoint becomes one verified ``.onnx`` file."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fundus_rt.models.card import ModelCard
+
+MOST_PHOTOGRAPHS = 64
+"""Photographs on which a conversion is checked at most: the framework's side takes seconds each for large networks."""
+
+
+@click.command(short_help="Turn a published checkpoint into a verified .onnx file.")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT")
+@click.option("--card", "card_name", required=True, metavar="NAME|FILE.json", help="What the checkpoint is; see `models list`.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.onnx", help="Default: NAME.onnx of the card.")
+@click.option("--labels", metavar="A,B,...", help="Classes in the order of the network's outputs, where the card assumes them.")
+@click.option("--photographs", metavar="PATH", help="Photographs to check on.  [default: the package's examples]")
+@click.option("--trust-pickle", is_flag=True, help="Execute code that the checkpoint carries. Only for files you trust.")
+def convert(
+    checkpoint: Path, card_name: str, output: Path | None, labels: str | None, photographs: str | None, trust_pickle: bool
+) -> None:
+    """Convert CHECKPOINT (.pth, .h5) to one .onnx file, and prove it equal to the original framework.
+
+    The original framework and the new file both answer real photographs; a file whose answers differ by more than the
+    card's tolerance is not written (exit status 1).
+    """
+    from fundus_rt.converters.conversion import onnx_from_checkpoint
+    from fundus_rt.models.errors import UsageError
+    from fundus_rt.models.registry import load_card
+
+    card = _with_labels(load_card(card_name), labels)
+    target = output or Path(f"{card.name}.onnx")
+    if target.suffix != ".onnx":
+        raise UsageError(f"output {target} does not end in .onnx; give -o NAME.onnx")
+    if not target.parent.is_dir():
+        raise UsageError(f"output folder {target.parent} does not exist; create it or give another -o")
+    if not checkpoint.is_file():
+        raise UsageError(f"checkpoint {checkpoint} does not exist or is no file; give a .pth or .h5 file")
+    with _step("Preparing photographs"):
+        tensors = _tensors(card, photographs)
+    report = onnx_from_checkpoint(
+        checkpoint, card, target, tensors=tensors, open_shipped=_open_shipped, trust_pickle=trust_pickle, step=_step
+    )
+    for line in report.lines():
+        click.echo(line)
+    if card.citation.acknowledgement:
+        click.echo(f"The authors ask for a citation and an acknowledgement: fundus-rt models cite {card.name}")
+
+
+def _with_labels(card: ModelCard, labels: str | None) -> ModelCard:
+    """The card with the class names that the user gave."""
+    from fundus_rt.models.errors import UsageError
+
+    if labels is None:
+        return card
+    if len(card.outputs) != 1:
+        raise UsageError(f"--labels names the classes of one output, card {card.name} has {len(card.outputs)}; edit the card instead")
+    names = tuple(label.strip() for label in labels.split(","))
+    if len(names) != len(card.outputs[0].labels):
+        raise UsageError(
+            f"--labels gives {len(names)} names, card {card.name} has {len(card.outputs[0].labels)} classes: "
+            f"{', '.join(card.outputs[0].labels)}"
+        )
+    return dataclasses.replace(
+        card, outputs=(dataclasses.replace(card.outputs[0], labels=names, labels_assumed=False),)
+    ).validate()
+
+
+def _tensors(card: ModelCard, photographs: str | None) -> Any:
+    """Network inputs [N, H, W, 3] from real photographs, as the runtime makes them; left eyes' rule applied both ways."""
+    import numpy as np
+
+    from fundus_rt.models.errors import FundusRtError, UsageError
+    from fundus_rt.models.registry import EXAMPLE_FOLDER
+    from fundus_rt.runtime.decode import decode
+    from fundus_rt.runtime.field_of_view import find_field_of_view
+    from fundus_rt.runtime.inputs import items_from_paths
+    from fundus_rt.runtime.preprocess import tensor_from_frame
+
+    mirrors = (False, True) if card.laterality == "mirror-left" else (False,)
+    tensors = []
+    for item in items_from_paths([photographs or str(EXAMPLE_FOLDER)]):
+        if len(tensors) >= MOST_PHOTOGRAPHS:
+            break
+        try:
+            if item.problem:
+                raise UsageError(item.problem)
+            frame = decode(Path(item.path).read_bytes()).frame
+            view = find_field_of_view(frame)
+        except (FundusRtError, OSError) as error:
+            raise UsageError(f"photograph {item.path} cannot be used to check the conversion: {error}") from error
+        tensors += [tensor_from_frame(frame, view, card.preprocessing, mirror=mirror) for mirror in mirrors]
+    return np.stack(tensors)
+
+
+def _open_shipped(path: Path) -> Callable[[Any], dict[str, Any]]:
+    """The runtime's own session on a converted file."""
+    from fundus_rt.runtime.session import open_session
+
+    return open_session(path).run
+
+
+@contextmanager
+def _step(message: str) -> Iterator[None]:
+    """Say on standard error what is being done, and for how long where that is over two seconds."""
+    started = time.monotonic()
+    with _spinner(message):
+        yield
+    elapsed = time.monotonic() - started
+    if elapsed > 2:
+        click.echo(f"{message}: {elapsed:.0f} s", err=True)
+
+
+def _spinner(message: str) -> AbstractContextManager[Any]:
+    """A line with the time that has gone by on a terminal; the message alone elsewhere."""
+    if not sys.stderr.isatty():
+        click.echo(f"{message} ...", err=True)
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+        console=console, transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    progress.add_task(message, total=None)
+    return progress

@@ -1,0 +1,139 @@
+"""``fundus-rt infer``: answers for photographs."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fundus_rt.runtime.batch import Row
+    from fundus_rt.runtime.inputs import Item
+
+
+@click.command(short_help="Answer photographs with a model.")
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--list", "list_file", metavar="FILE.csv", help="CSV with a file column and, optionally, an eye column.")
+@click.option("--model", default="acquisition", show_default=True, metavar="NAME|FILE", help="Bundled model or .onnx file.")
+@click.option(
+    "--eye", type=click.Choice(["auto", "left", "right"]), default="auto", show_default=True, help="Eye of all pictures."
+)
+@click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
+@click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
+@click.option(
+    "--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here; each is on disk when done."
+)
+@click.option(
+    "--batch", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Pictures in one inference."
+)
+@click.option("--resume", is_flag=True, help="Go on with --output: no row is lost, none written twice.")
+@click.pass_context
+def infer(
+    context: click.Context,
+    paths: tuple[str, ...],
+    list_file: str | None,
+    model: str,
+    eye: str,
+    mirrored_by_source: bool,
+    backend: str,
+    device: str,
+    format_name: str | None,
+    output: Path | None,
+    batch: int,
+    resume: bool,
+) -> None:
+    """Answer photographs: files, folders, globs or DICOM files; one row each.
+
+    Exit status: 0 all answered, 1 some could not be (their rows say why), 2 the call itself is wrong.
+    """
+    from fundus_rt.runtime.batch import Answerer, AnswerOptions
+    from fundus_rt.runtime.pipeline import Pipeline
+    from fundus_rt.runtime.rows import RowWriter, open_output, row_format
+    from fundus_rt.runtime.session import usable_cores
+
+    _require_sense(paths, list_file, output, resume)
+    name = format_name or {".jsonl": "jsonl", ".csv": "csv"}.get(output.suffix if output else "", "table")
+    if resume and name == "table":
+        raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
+    with open_output(output, resume, name) as (stream, finished):
+        items, few = _counted(_items(paths, list_file), usable_cores())
+        workers = max(1, min(usable_cores(), few))
+        pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers))
+        options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
+        answerer = Answerer(pipeline, options, workers, batch, finished)
+        writer = RowWriter(
+            stream, row_format(name, pipeline.card, pipeline.standing_warnings), fresh=stream.tell() == 0 if output else True
+        )
+        total = (lambda: sum(1 for _ in _items(paths, list_file))) if output or not sys.stdout.isatty() else None
+        failed = _write_all(answerer.rows(items), writer.write, total, output)
+    if failed:
+        click.echo(f"{failed} picture(s) could not be answered; their rows say why and what to do.", err=True)
+        context.exit(1)
+
+
+def _write_all(
+    rows: Iterator[Row], write: Callable[[Row], None], total: Callable[[], int] | None, output: Path | None
+) -> int:
+    """Write every row; how many could not be answered. `total` counts all pictures and is only asked for a progress bar."""
+    failed = 0
+    try:
+        with _progress(total) as advance:
+            for row in rows:
+                write(row)
+                failed += row["error"] is not None
+                advance()
+    except KeyboardInterrupt:
+        hint = "add --resume to go on" if output else "with --output FILE and --resume a run can go on"
+        raise click.ClickException(f"interrupted; every finished row was written, {hint}") from None
+    return failed
+
+
+def _require_sense(paths: tuple[str, ...], list_file: str | None, output: Path | None, resume: bool) -> None:
+    if bool(paths) == bool(list_file):
+        raise click.UsageError("give either PATH... or --list FILE.csv; for example: fundus-rt infer photographs/")
+    if resume and output is None:
+        raise click.UsageError("--resume goes on with an --output FILE; name it")
+
+
+def _items(paths: tuple[str, ...], list_file: str | None) -> Iterator[Item]:
+    from fundus_rt.runtime.inputs import items_from_list, items_from_paths
+
+    return items_from_list(list_file) if list_file else items_from_paths(paths)
+
+
+def _counted(items: Iterator[Item], most: int) -> tuple[Iterable[Item], int]:
+    """The same items, and their number up to `most`: a single picture gets all cores for itself."""
+    first = list(itertools.islice(items, most))
+    return itertools.chain(first, items), len(first)
+
+
+@contextmanager
+def _progress(total: Callable[[], int] | None) -> Iterator[Callable[[], None]]:
+    """A progress bar with rate and time left on standard error, when that is a terminal and `total` is given."""
+    if total is None or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("answering"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as progress:
+        task = progress.add_task("answering", total=total(), rate="")
+
+        def advance() -> None:
+            speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance

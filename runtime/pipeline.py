@@ -1,0 +1,288 @@
+"""From a frame to an answer, in one object that a camera's process can hold.
+
+from fundus_rt.runtime import Pipeline
+
+pipeline = Pipeline("acquisition")
+result = pipeline(frame)                  # uint8 [H, W, 3], BGR
+print(result.outputs["eye"].decision)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import EyeError, NotFundusError, ReceiptError
+from fundus_rt.runtime.decode import decode
+from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
+from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
+from fundus_rt.runtime.interpret import Prediction, interpret
+from fundus_rt.runtime.preprocess import tensor_from_frame
+from fundus_rt.runtime.result import EyeResult, Result
+from fundus_rt.runtime.session import BackendInfo, Batch, ModelIdentity, Session, identify_model, open_session
+
+Frame = NDArray[np.uint8]
+"""uint8 [H, W, 3], BGR, upright as the camera or its EXIF orientation says."""
+
+ACQUISITION = "acquisition"
+
+
+@dataclass
+class Prepared:
+    """A picture on its way to the network."""
+
+    tensor: Batch
+    """[H, W, 3] of the network's input; a view of a buffer when `Pipeline.prepare` was given one."""
+    field_of_view: FieldOfView
+    eye_sources: dict[str, str | None]
+    eye: EyeResult
+    warnings: list[str]
+    timing_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Pipeline:
+    """A model with everything before and after it. Thread-safe; buffers are kept per thread and reused."""
+
+    def __init__(
+        self, model: str | Path = ACQUISITION, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    ):
+        """Open `model`.
+
+        Args:
+            model: the name of a card whose weights the package ships, or an ``.onnx`` file written by this package.
+            backend: ``auto`` or ``onnxruntime``.
+            device: ``cpu`` or ``cuda:N``.
+            threads: threads of one inference; None for all cores.
+
+        Raises:
+            CardError, ModelFileError, BackendUnavailableError: see `open_session`.
+        """
+        self._options = (backend, device, threads)
+        self._session: Session = open_session(model, backend, device, threads)
+        self.card: ModelCard = self._session.card
+        self.identity: ModelIdentity = identify_model(model, self.card)
+        self._acquisition: Session | None = None
+        self._lock = threading.Lock()
+        self._buffers = threading.local()
+        self.standing_warnings = _standing_warnings(self.card)
+        self._stopped: ReceiptError | None = None
+        if self._mirrors:
+            self._acquisition_session()
+
+    def __call__(self, frame: Frame, eye: str | None = None, mirrored_by_source: bool = False) -> Result:
+        """Answer one frame.
+
+        Args:
+            frame: uint8 [H, W, 3], BGR; only read.
+            eye: ``left`` or ``right`` where the caller knows it.
+            mirrored_by_source: the source hands out mirrored pictures; they are turned back first.
+
+        Raises:
+            NotFundusError: no fundus photograph in the frame.
+            EyeError: the model has to know the eye and it is unknown, or two sources disagree.
+            ReceiptError: the network answered for another picture; the pipeline answers no more.
+        """
+        buffer = self._buffer()
+        prepared = self.prepare(frame, {"call": eye}, mirrored_by_source, out=buffer[0])
+        result = self.finish([prepared], buffer)[0]
+        if isinstance(result, EyeError):
+            raise result
+        return result
+
+    def prepare_bytes(
+        self, content: bytes, eye_sources: dict[str, str | None], mirrored_by_source: bool = False, out: Batch | None = None
+    ) -> Prepared:
+        """Decode the content of a picture file and `prepare` it; DICOM adds its own eye to the sources.
+
+        Raises:
+            DecodeError: not a picture, or only a part of one. Others as `prepare`.
+        """
+        started = time.perf_counter()
+        decoded = decode(content)
+        elapsed = (time.perf_counter() - started) * 1e3
+        prepared = self.prepare(decoded.frame, {**eye_sources, "dicom": decoded.eye}, mirrored_by_source, out)
+        prepared.timing_ms = {"decode": elapsed, **prepared.timing_ms}
+        prepared.warnings[:0] = decoded.warnings
+        return prepared
+
+    def prepare(
+        self, frame: Frame, eye_sources: dict[str, str | None], mirrored_by_source: bool = False, out: Batch | None = None
+    ) -> Prepared:
+        """Everything before the network: field of view, eye, crop, resize, mirror.
+
+        Args:
+            frame: uint8 [H, W, 3], BGR.
+            eye_sources: by source ``left``, ``right`` or None, see `fundus_rt.runtime.eye.resolve_eye`.
+            mirrored_by_source: turn the frame back before anything else.
+            out: where to write the network's input, [H, W, 3] of its size and dtype; None for a new array.
+
+        Raises:
+            NotFundusError, EyeError: as `__call__`.
+        """
+        frame = _require_frame(frame)
+        timing: dict[str, float] = {}
+        if mirrored_by_source:
+            frame = np.ascontiguousarray(frame[:, ::-1])
+        with _timed(timing, "field_of_view"):
+            view = find_field_of_view(frame)
+        warnings = list(self.standing_warnings)
+        if not view.found:
+            warnings.append("no border of a circular field of view was found: the whole frame was taken")
+        sources = dict(eye_sources)
+        if self._mirrors or (not view.found and self.card.name != ACQUISITION):
+            with _timed(timing, "acquisition"):
+                sources["acquisition model"] = self._look(frame, view, warnings)
+        decision = resolve_eye(sources)
+        mirrored = self._mirrors and require_eye(decision, self.card.name) == "left"
+        with _timed(timing, "preprocess"):
+            tensor = tensor_from_frame(frame, view, self.card.preprocessing, mirror=mirrored, out=out)
+        eye = EyeResult(decision.value, decision.source, mirrored)
+        shown = _mirror_view(view, frame.shape[1]) if mirrored_by_source else view
+        return Prepared(tensor, shown, sources, eye, warnings, timing)
+
+    def finish(self, pictures: Sequence[Prepared], batch: Batch | None = None) -> list[Result | EyeError]:
+        """Run the network on prepared pictures and say what its numbers mean, in their order.
+
+        Args:
+            pictures: from `prepare`.
+            batch: the array [N, H, W, 3] whose rows the pictures were written into; None to gather them.
+
+        Returns:
+            A `Result` for each picture, or the `EyeError` of one whose eye the network itself contradicts.
+
+        Raises:
+            ReceiptError: the network answered for other pictures; this pipeline answers no more.
+        """
+        if batch is None:
+            batch = np.stack([picture.tensor for picture in pictures])
+        started = time.perf_counter()
+        answers = self._run(self._session, batch[: len(pictures)])
+        elapsed = (time.perf_counter() - started) * 1e3 / len(pictures)
+        results: list[Result | EyeError] = []
+        for index, picture in enumerate(pictures):
+            outputs = interpret({o.name: answers[o.name][index] for o in self.card.outputs}, self.card)
+            picture.timing_ms["inference"] = elapsed
+            picture.timing_ms["total"] = sum(picture.timing_ms.values())
+            results.append(self._result(picture, outputs))
+        return results
+
+    @property
+    def backend(self) -> BackendInfo:
+        """What computes."""
+        return self._session.backend
+
+    def close(self) -> None:
+        """Release the networks."""
+        self._session.close()
+        if self._acquisition is not None:
+            self._acquisition.close()
+
+    @property
+    def _mirrors(self) -> bool:
+        return self.card.laterality == "mirror-left"
+
+    def _buffer(self) -> Batch:
+        """This thread's own batch of one; written anew for every frame."""
+        if not hasattr(self._buffers, "one"):
+            height, width = self.card.preprocessing.input_size
+            self._buffers.one = np.empty((1, height, width, 3), self.card.preprocessing.input_dtype)
+        return self._buffers.one  # type: ignore[no-any-return]
+
+    def _run(self, session: Session, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """Run a network; after one answer that belongs to another picture there is no further one."""
+        if self._stopped is not None:
+            raise self._stopped
+        try:
+            return session.run(batch)
+        except ReceiptError as error:
+            self._stopped = error
+            raise
+
+    def _acquisition_session(self) -> Session:
+        with self._lock:
+            if self._acquisition is None:
+                self._acquisition = open_session(ACQUISITION, *self._options)
+            return self._acquisition
+
+    def _look(self, frame: Frame, view: FieldOfView, warnings: list[str]) -> str | None:
+        """The eye by the acquisition model, None where it is not sure; refuses what is no fundus photograph."""
+        session = self._acquisition_session()
+        tensor = tensor_from_frame(frame, view, session.card.preprocessing)
+        answers = self._run(session, tensor[None])
+        seen = interpret({o.name: answers[o.name][0] for o in session.card.outputs}, session.card)
+        if seen["fundus"].decision != "fundus":
+            raise NotFundusError(
+                f"this does not look like a colour fundus photograph (probability {seen['fundus'].value:.2f}); "
+                "take the picture again, or check that the right file was given"
+            )
+        warnings += _gradability_warning(seen)
+        return _confident_eye(seen)
+
+    def _result(self, picture: Prepared, outputs: dict[str, Prediction]) -> Result | EyeError:
+        eye = picture.eye
+        warnings = list(picture.warnings)
+        if self.card.name == ACQUISITION:
+            warnings += _gradability_warning(outputs)
+            if outputs["fundus"].decision != "fundus":
+                warnings.append("this does not look like a colour fundus photograph: take the picture again")
+            try:
+                decision: EyeDecision = resolve_eye({**picture.eye_sources, "acquisition model": _confident_eye(outputs)})
+            except EyeError as error:
+                return error
+            eye = EyeResult(decision.value, decision.source, False)
+        return Result(
+            self.identity, self._session.backend, eye, picture.field_of_view, outputs, tuple(warnings), picture.timing_ms
+        )
+
+
+def _confident_eye(seen: dict[str, Prediction]) -> str | None:
+    """What the acquisition model says surely of a fundus photograph; None for anything else."""
+    said = seen["eye"].decision
+    return said if said in ("left", "right") and seen["fundus"].decision == "fundus" else None
+
+
+def _gradability_warning(seen: dict[str, Prediction]) -> list[str]:
+    found = seen["gradability"]
+    if found.decision == "clean":
+        return []
+    return [f"the picture looks degraded (probability of a clean one {found.value:.2f}): consider taking it again"]
+
+
+def _standing_warnings(card: ModelCard) -> tuple[str, ...]:
+    """What every result of this model has to say."""
+    found = []
+    if card.preprocessing.assumed:
+        found.append(f"preprocessing assumed, not published: {', '.join(card.preprocessing.assumed)}")
+    for output in card.outputs:
+        if output.labels_assumed:
+            found.append(f"which column of {output.name} is which class is not published; labels are assumed")
+    return tuple(found)
+
+
+def _require_frame(frame: Frame) -> Frame:
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+        got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"a frame is uint8 [H, W, 3] in BGR, got {got}; convert grey frames with cv2.COLOR_GRAY2BGR")
+    return np.ascontiguousarray(frame)
+
+
+def _mirror_view(view: FieldOfView, width: int) -> FieldOfView:
+    """The field of view in the coordinates of the picture as it came, before it was turned back."""
+    swapped = {"left": "right", "right": "left"}
+    cut = tuple(swapped.get(side, side) for side in view.cut)
+    return replace(view, center=(width - 1 - view.center[0], view.center[1]), cut=cut)
+
+
+@contextmanager
+def _timed(timing: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timing[stage] = (time.perf_counter() - started) * 1e3

@@ -1,0 +1,145 @@
+"""A network that is ready to answer: one interface over every backend, and the checks that each answer passes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fundus_rt.models.artifacts import sha256_of_file
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import BackendUnavailableError, ModelFileError, ReceiptError
+from fundus_rt.models.registry import bundled_file, load_card
+
+BACKENDS = ("auto", "onnxruntime")
+
+Batch = NDArray[np.uint8] | NDArray[np.float32]
+"""Network input: uint8 or float32 [N, H, W, 3], BGR, grey levels 0 to 255."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What computes: backend name, device as the backend names it, backend version."""
+
+    name: str
+    device: str
+    version: str
+
+
+class Session(Protocol):
+    """A loaded network. `run` may be called from several threads at once."""
+
+    card: ModelCard
+    backend: BackendInfo
+
+    def run(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """Answer a batch: float32 [N, columns] per output of the card, and the receipt float32 [N, H].
+
+        The arrays belong to the caller. Raises ReceiptError when the answer was computed from another input.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the network; `run` raises from then on."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which file answered: card name, SHA-256 of the file, precision of its graph."""
+
+    name: str
+    sha256: str
+    precision: str
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The ``.onnx`` file behind a card's name or a path.
+
+    Raises:
+        CardError: an unknown name, or a known model whose weights are not part of the package.
+        ModelFileError: the file does not exist or is of another kind.
+    """
+    path = Path(model)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise ModelFileError(f"model file {path} does not exist; give an .onnx file written by `fundus-rt convert`")
+        return path
+    if path.is_file():
+        raise ModelFileError(
+            f"{path} is not an .onnx file. A checkpoint is converted first:\n"
+            f"  fundus-rt convert {path} --card NAME -o NAME.onnx"
+        )
+    return bundled_file(load_card(str(model)))
+
+
+def open_session(model: str | Path, backend: str = "auto", device: str = "cpu", threads: int | None = None) -> Session:
+    """Open a model file on a backend.
+
+    Args:
+        model: a card's name whose weights the package ships, or an ``.onnx`` file written by this package.
+        backend: ``auto`` or ``onnxruntime``.
+        device: ``cpu`` or ``cuda:N``.
+        threads: threads that one `Session.run` may use; None for all cores that this process may use.
+
+    Raises:
+        ModelFileError: the file is not ONNX, carries no card, or its graph and card disagree.
+        BackendUnavailableError: the backend is not installed or did not grant the device.
+    """
+    if backend not in BACKENDS:
+        raise BackendUnavailableError(f"backend {backend!r} is not known, expected one of {', '.join(BACKENDS)}")
+    from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(resolve_model(model), device=device, threads=threads or usable_cores())
+
+
+def identify_model(model: str | Path, card: ModelCard) -> ModelIdentity:
+    """Name, SHA-256 and precision of the file behind `model`."""
+    return ModelIdentity(card.name, sha256_of_file(resolve_model(model)), str(card.provenance.get("precision", "fp32")))
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_receipt(batch: Batch, receipt: NDArray[np.float32]) -> None:
+    """Compare the network's receipt with the batch that was sent.
+
+    The receipt is the sum of each image row over width and channels, computed by the network from its own input. For
+    uint8 it is exact in float32 (at most 4096 * 3 * 255 < 2^24); for float32 input it is compared to one part in 10^5.
+
+    Raises:
+        ReceiptError: the sums differ, so the answer belongs to another picture.
+    """
+    if batch.dtype == np.uint8:
+        expected = batch.reshape(batch.shape[0], batch.shape[1], -1).sum(axis=2, dtype=np.uint32)
+        same = receipt.shape == expected.shape and np.array_equal(receipt.astype(np.float64), expected)
+    else:
+        sums = batch.reshape(batch.shape[0], batch.shape[1], -1).sum(axis=2, dtype=np.float64)
+        same = receipt.shape == sums.shape and bool(np.all(np.abs(receipt - sums) <= 1e-5 * np.abs(sums) + 0.5))
+    if not same:
+        raise ReceiptError(
+            "the network's receipt does not match the pictures that were sent, so its answers may belong to other pictures. "
+            "Nothing of this batch was used. Stop, reopen the model, and report this with backend and device."
+        )
+
+
+def require_input(batch: Batch, card: ModelCard) -> None:
+    """Refuse a batch whose dtype or shape the card does not state.
+
+    Raises:
+        ValueError: with what was got and what is expected.
+    """
+    height, width = card.preprocessing.input_size
+    if batch.ndim != 4 or batch.shape[1:] != (height, width, 3) or batch.dtype != card.preprocessing.input_dtype:
+        raise ValueError(
+            f"{card.name} takes {card.preprocessing.input_dtype} [N, {height}, {width}, 3] in BGR, "
+            f"got {batch.dtype} {list(batch.shape)}; make it with tensor_from_frame"
+        )

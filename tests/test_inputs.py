@@ -1,0 +1,64 @@
+"""Which pictures a call names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fundus_rt.models.errors import UsageError
+from fundus_rt.runtime.inputs import Item, items_from_list, items_from_paths
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_a_folder_gives_its_pictures_in_order_with_subfolders(tmp_path: Path) -> None:
+    touch(tmp_path, "b.JPG", "a.png", "notes.txt", ".hidden.jpg", "sub/c.tif", ".git/d.jpg")
+    found = [Path(item.path).relative_to(tmp_path).as_posix() for item in items_from_paths([str(tmp_path)])]
+    assert found == ["a.png", "b.JPG", "sub/c.tif"]
+
+
+def test_dicom_without_an_ending_is_found_by_its_magic(tmp_path: Path) -> None:
+    (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "README").write_bytes(b"\0" * 200)
+    assert [item.path for item in items_from_paths([str(tmp_path)])] == [str(tmp_path / "IM0001")]
+
+
+def test_globs_and_named_files(tmp_path: Path) -> None:
+    touch(tmp_path, "x1.jpg", "x2.jpg", "y.jpg", "photo.weird")
+    found = list(items_from_paths([str(tmp_path / "x*.jpg"), str(tmp_path / "photo.weird")]))
+    assert [Path(item.path).name for item in found] == ["x1.jpg", "x2.jpg", "photo.weird"]
+    assert not any(item.problem for item in found)
+
+
+@pytest.mark.parametrize("name", ["nothing.jpg", "*.png", "empty"])
+def test_a_path_without_pictures_is_one_item_that_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (item,) = items_from_paths([str(tmp_path / name)])
+    assert item.problem
+
+
+def test_a_list_gives_files_and_eyes(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("\ufefffile,eye\na.jpg,OD\nb.jpg,left\nc.jpg,\n", encoding="utf-8")
+    assert list(items_from_list(str(listing))) == [
+        Item(str(tmp_path / "a.jpg"), "right"),
+        Item(str(tmp_path / "b.jpg"), "left"),
+        Item(str(tmp_path / "c.jpg"), None),
+    ]
+
+
+@pytest.mark.parametrize(("text", "said"), [("path,eye\na.jpg,left\n", "one named file"), ("file,eye\na.jpg,both\n", "line 2")])
+def test_a_wrong_list_is_a_wrong_call(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        list(items_from_list(str(tmp_path / "list.csv")))
+
+
+def test_a_missing_list_is_a_wrong_call(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        list(items_from_list(str(tmp_path / "none.csv")))
