@@ -99,7 +99,7 @@ def _torch_swin(checkpoint: Path) -> Callable[[Path], float]:
     )
     network.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     network.eval()
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean, std = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
     def answer(path: Path) -> float:
         with Image.open(path) as picture:

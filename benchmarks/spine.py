@@ -37,13 +37,15 @@ from fundus_rt.runtime.pipeline import Pipeline
 from fundus_rt.runtime.preprocess import tensor_from_frame
 
 MEGAPIXELS = 4.0
+PROGRAM = [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()"]
+"""The command line, in a process of its own."""
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default="mobilenet", help="comma-separated of %s, or all" % ", ".join(published.CARDS))
+    parser.add_argument("--networks", default="mobilenet", help=f"comma-separated of {', '.join(published.CARDS)}, or all")
     parser.add_argument("--photographs", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -69,7 +71,7 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
     sources = [cv2.imread(str(path)) for path in sorted(EXAMPLE_FOLDER.glob("*.jpg"))]
     paths = []
     for index in range(count):
-        source = sources[index % len(sources)]
+        source = np.asarray(sources[index % len(sources)])
         factor = (MEGAPIXELS * 1e6 / (source.shape[0] * source.shape[1])) ** 0.5
         frame = cv2.resize(source, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         frame = np.roll(frame, index, axis=1)
@@ -80,10 +82,9 @@ def write_photographs(folder: Path, count: int) -> list[Path]:
 
 def start_and_memory(pictures: list[Path], runs: int = 7) -> dict[str, Any]:
     """Process start to first answer with the bundled model, start to help, peak memory; medians of whole processes."""
-    program = [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()"]
-    first = [run_measured([*program, "infer", str(EXAMPLE_FOLDER / "idrid_005.jpg")]) for _ in range(runs)]
-    help_text = [run_measured([*program, "--help"]) for _ in range(runs)]
-    many = run_measured([*program, "infer", *map(str, pictures)])
+    first = [run_measured([*PROGRAM, "infer", str(EXAMPLE_FOLDER / "idrid_005.jpg")]) for _ in range(runs)]
+    help_text = [run_measured([*PROGRAM, "--help"]) for _ in range(runs)]
+    many = run_measured([*PROGRAM, "infer", *map(str, pictures)])
     model_mb = bundled_file(load_card("acquisition")).stat().st_size / 1e6
     return {
         "what": "whole processes, file cache warm; memory is the peak resident set",
@@ -99,10 +100,7 @@ def network_figures(name: str, folder: Path, pictures: list[Path], rounds: int) 
     """Rates and core-times of one network; `rounds` turns of every way, the median of each kept."""
     checkpoint = published.write_checkpoint(name, folder)
     model = folder / f"{name}.onnx"
-    run_measured(
-        [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()", "convert", str(checkpoint), "--card"]
-        + [published.CARDS[name], "-o", str(model)]
-    )
+    run_measured([*PROGRAM, "convert", str(checkpoint), "--card", published.CARDS[name], "-o", str(model)])
     cores = int(environment()["cores"])
     pipeline = Pipeline(model, threads=1)
     eye = "right" if pipeline.card.laterality == "mirror-left" else None
@@ -139,20 +137,19 @@ def network_figures(name: str, folder: Path, pictures: list[Path], rounds: int) 
 def core_times(pipeline: Pipeline, pictures: list[Path], most: int = 12) -> dict[str, float]:
     """Median processor seconds of one thread for each stage of one picture."""
     found: dict[str, list[float]] = {"decode": [], "field_of_view": [], "resize": [], "network": []}
+    spec = pipeline.card.preprocessing
     for path in pictures[:most]:
-        content = path.read_bytes()
-        spec = pipeline.card.preprocessing
-        decoded = timed(found["decode"], lambda c=content: decode(c))  # type: ignore[misc]
-        view = timed(found["field_of_view"], lambda d=decoded: find_field_of_view(d.frame))  # type: ignore[misc]
-        tensor = timed(found["resize"], lambda d=decoded, v=view: tensor_from_frame(d.frame, v, spec))  # type: ignore[misc]
-        timed(found["network"], lambda t=tensor: pipeline._session.run(t[None]))  # type: ignore[misc]
+        decoded = timed(found["decode"], decode, path.read_bytes())
+        view = timed(found["field_of_view"], find_field_of_view, decoded.frame)
+        tensor = timed(found["resize"], tensor_from_frame, decoded.frame, view, spec)
+        timed(found["network"], pipeline._session.run, tensor[None])
     return {stage: statistics.median(values) for stage, values in found.items()}
 
 
-def timed(times: list[float], work: Callable[[], Any]) -> Any:
+def timed(times: list[float], work: Callable[..., Any], *arguments: Any) -> Any:
     """Do `work` and append its thread's processor seconds."""
     started = time.thread_time()
-    value = work()
+    value = work(*arguments)
     times.append(time.thread_time() - started)
     return value
 

@@ -57,9 +57,7 @@ def numbers_in(shape: tuple[int, ...]) -> int:
     return product
 
 
-def read_checkpoint(
-    path: Path | str, trust_pickle: bool = False, progress: Callable[[str], None] | None = None
-) -> Checkpoint:
+def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Callable[[str], None] | None = None) -> Checkpoint:
     """Read a checkpoint of PyTorch (``.pth``, ``.pt``, ``.bin``, ``.tar``, ``.safetensors``) or Keras (``.h5``).
 
     The kind is told from the content, never from the file's ending. Nothing that the file carries is executed unless

@@ -175,12 +175,7 @@ def _check_call(card: ModelCard, tensors: np.ndarray, output: Path) -> None:
     card.validate()
     spec = card.preprocessing
     expected = (*spec.input_size, 3)
-    if (
-        tensors.ndim != 4
-        or len(tensors) == 0
-        or tensors.shape[1:] != expected
-        or tensors.dtype != np.dtype(spec.input_dtype)
-    ):
+    if tensors.ndim != 4 or len(tensors) == 0 or tensors.shape[1:] != expected or tensors.dtype != np.dtype(spec.input_dtype):
         raise UsageError(
             f"got frames of shape {tensors.shape} and type {tensors.dtype}, expected [N, {', '.join(map(str, expected))}] "
             f"{spec.input_dtype}, prepared as the card {card.name!r} says, at least one"
@@ -265,9 +260,9 @@ def _write_proved(
 def _provenance(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
     account = architecture.account
     if checkpoint.framework == "keras":
-        packages, exporter = ("tensorflow", "tf_keras", "tf2onnx", "onnx", "numpy"), "tf2onnx"
+        packages, exporter = ["tensorflow", "tf_keras", "tf2onnx"], "tf2onnx"
     else:
-        packages, exporter = ("torch", "timm", "onnx", "numpy"), "torch.onnx (TorchScript)"
+        packages, exporter = ["torch", "timm"], "torch.onnx (TorchScript)"
     return {
         "checkpoint": {
             "file": checkpoint.path.name,
@@ -284,7 +279,7 @@ def _provenance(checkpoint: Checkpoint, architecture: Architecture) -> dict[str,
         },
         "activation_inside": architecture.activation,
         "exporter": exporter,
-        "versions": versions("fundus-rt", *packages),
+        "versions": versions("fundus-rt", *packages, "onnx", "numpy"),
     }
 
 
@@ -292,9 +287,7 @@ def _warnings(card: ModelCard, differences: list[OutputDifference]) -> tuple[str
     found = []
     for difference in differences:
         if difference.photographs == 1:
-            found.append(
-                f"{difference.name} was compared on one photograph only: whether it tells pictures apart is not shown"
-            )
+            found.append(f"{difference.name} was compared on one photograph only: whether it tells pictures apart is not shown")
         elif difference.spread < 10 * difference.tolerance:
             found.append(
                 f"the photographs' answers for {difference.name} lie only {difference.spread:.2g} {difference.unit} apart, "

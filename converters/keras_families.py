@@ -73,9 +73,7 @@ def _family(names: set[str], config: dict[str, Any]) -> tuple[str, str]:
 def _efficientnet(names: set[str], config: dict[str, Any]) -> tuple[str, str]:
     """The variant by its depths and the width of its stem; scaled as Tan & Le's code does."""
     depths = tuple(len({n for n in names if re.fullmatch(rf"block{stage}[a-z]+_dwconv", n)}) for stage in range(1, 8))
-    stem = next(
-        _settings(layer).get("filters") for layer in walk_layers(config) if _settings(layer).get("name") == "stem_conv"
-    )
+    stem = next(_settings(layer).get("filters") for layer in walk_layers(config) if _settings(layer).get("name") == "stem_conv")
     for number, (width, depth) in enumerate(EFFICIENTNET_SCALES):
         scaled = tuple(math.ceil(depth * repeats) for repeats in EFFICIENTNET_REPEATS)
         if depths == scaled and stem == _round_filters(32 * width):
@@ -139,7 +137,7 @@ def _columns_before(checkpoint: Checkpoint) -> int:
     for layer in reversed(layers):
         settings = _settings(layer)
         if layer["class_name"] == "Dense" or settings.get("name") == "conv_preds":
-            return int(settings.get("units") or settings.get("filters"))
+            return int(settings.get("units") or settings.get("filters") or 0)
         if layer["class_name"] not in ("Activation", "Softmax", "Reshape", "Flatten", "Dropout"):
             return 0
     return 0

@@ -56,9 +56,7 @@ def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpo
     try:
         config = json.loads(_text(file.attrs["model_config"]))
     except ValueError as error:
-        raise UnsupportedCheckpointError(
-            f"{path.name}: its model_config is not JSON ({error}); the file is damaged"
-        ) from error
+        raise UnsupportedCheckpointError(f"{path.name}: its model_config is not JSON ({error}); the file is damaged") from error
     group = file["model_weights"]
     version = _text(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
     backend = _text(group.attrs.get("backend", file.attrs.get("backend", "")))
@@ -163,9 +161,7 @@ def last_layer(config: dict[str, Any]) -> dict[str, Any]:
     if outputs:
         outputs = [outputs] if isinstance(outputs[0], str) else outputs
         if len(outputs) != 1:
-            raise UnsupportedCheckpointError(
-                f"the network has {len(outputs)} outputs, expected one; cut it down to one in Keras"
-            )
+            raise UnsupportedCheckpointError(f"the network has {len(outputs)} outputs, expected one; cut it down to one in Keras")
         last = next(layer for layer in layers if _layer_name(layer) == outputs[0][0])
     return last_layer(last) if last["class_name"] in ("Functional", "Model", "Sequential") else last
 

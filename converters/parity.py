@@ -162,8 +162,7 @@ def _answer_problems(output: OutputSpec, found: np.ndarray, expected: np.ndarray
     for word, answers in (("the original framework", expected), ("the converted model", found)):
         if not np.isfinite(answers).all():
             problems.append(
-                f"{output.name}: {word} answers with NaN or infinity on "
-                f"{(~np.isfinite(answers)).any(axis=1).sum()} photographs"
+                f"{output.name}: {word} answers with NaN or infinity on {(~np.isfinite(answers)).any(axis=1).sum()} photographs"
             )
     if problems:
         return problems

@@ -264,9 +264,7 @@ def _fold_into_convolution(
         return np.ones(3), shift / factor
     if np.any(shift != 0):
         bias = constant_of(graph, node.input[2]) if len(node.input) > 2 else None
-        total = (weights * shift[None, :, None, None]).sum(axis=(1, 2, 3)) + (
-            0.0 if bias is None else bias.astype(np.float64)
-        )
+        total = (weights * shift[None, :, None, None]).sum(axis=(1, 2, 3)) + (0.0 if bias is None else bias.astype(np.float64))
         name = new_initializer(graph, "first_convolution_pixels_bias", total.astype(np.float32))
         del node.input[2:]
         node.input.append(name)

@@ -21,7 +21,7 @@ from fundus_rt.models.errors import UnsupportedCheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-VARIANTS = {
+VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
     (96, (2, 2, 6, 2)): "Swin-T",
     (96, (2, 2, 18, 2)): "Swin-S",
     (128, (2, 2, 18, 2)): "Swin-B",
@@ -78,9 +78,7 @@ def identify_swin(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in shapes,
     }
     unused = {
-        name: f"{name.rpartition('.')[2]}, a buffer that the network computes itself"
-        for name in shapes
-        if name.endswith(BUFFERS)
+        name: f"{name.rpartition('.')[2]}, a buffer that the network computes itself" for name in shapes if name.endswith(BUFFERS)
     }
     account = account_for(checkpoint, names, swin_shapes(parameters), unused)
     variant = VARIANTS.get((embed, depths), f"Swin of width {embed} and depths {'-'.join(map(str, depths))}")
@@ -221,7 +219,7 @@ def _head(shapes: Shapes, file: str, shift: int) -> str:
         raise UnsupportedCheckpointError(
             f"{file} is in the layout of timm from 0.9, but its head is a plain linear layer ('head.weight'). There the "
             f"head does the pooling too, so the network as saved answers with four dimensions, [N, H, W, outputs], and how "
-            f"the authors made one answer of them is not in the file. Ask them; where they averaged, rename head.* to head.fc.*."
+            f"the authors made one answer of them is not in the file. Ask them; if they averaged, rename head.* to head.fc.*."
         )
     if heads == ["head.fc"] and shift:
         return "head.fc"

@@ -149,9 +149,7 @@ def _read(item: Item) -> bytes:
     try:
         size = os.path.getsize(item.path)
         if size > _LARGEST_FILE:
-            raise FundusRtError(
-                f"the file has {size / 1e9:.1f} GB, expected a photograph below {_LARGEST_FILE / 1e9:.1f} GB"
-            )
+            raise FundusRtError(f"the file has {size / 1e9:.1f} GB, expected a photograph below {_LARGEST_FILE / 1e9:.1f} GB")
         with open(item.path, "rb") as stream:
             return stream.read()
     except OSError as error:

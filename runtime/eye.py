@@ -92,5 +92,5 @@ def require_eye(decision: EyeDecision, model: str) -> str:
     return decision.value
 
 
-def _listing(said: dict[str, str | None]) -> str:
+def _listing(said: dict[str, str]) -> str:
     return ", ".join(f"{name} says {eye!r}" for name, eye in said.items())

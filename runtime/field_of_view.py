@@ -221,21 +221,25 @@ def _outline(distance: _Image, threshold: float) -> _Floats:
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
     if count < 2:
         return np.empty((0, 2), np.float32)
-    field = labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    x_y = _ends_of_rows(field)
-    y_x = _ends_of_rows(field.T)
+    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+    left, top, columns, rows = (int(v) for v in stats[largest, :4])
+    field = (labels[top : top + rows, left : left + columns] == largest).view(np.uint8)
+    height, width = mask.shape
+    x_y = _ends_of_rows(field, left, width) + np.array([left, top], np.float32)
+    y_x = _ends_of_rows(np.asarray(cv2.transpose(field), np.uint8), top, height) + np.array([top, left], np.float32)
     return np.concatenate([x_y, y_x[:, ::-1]])
 
 
-def _ends_of_rows(field: NDArray[np.bool_]) -> _Floats:
-    """Where each row of a mask begins and ends, float32 [points, 2] (place in the row, row), without the frame's sides."""
-    width = field.shape[1]
-    rows = np.flatnonzero(field.any(axis=1))
-    first = field[rows].argmax(axis=1)
-    last = width - 1 - field[rows, ::-1].argmax(axis=1)
-    begins, ends = first > 1, last < width - 2
+def _ends_of_rows(field: _Image, offset: int, length: int) -> _Floats:
+    """Where each row of a mask without empty rows begins and ends, float32 [points, 2] (place in the row, row).
+
+    Ends that lie at the sides of the frame are left out: `offset` is the place of the mask's first column in rows of `length`.
+    """
+    first = field.argmax(axis=1)
+    last = field.shape[1] - 1 - np.ascontiguousarray(field[:, ::-1]).argmax(axis=1)
+    begins, ends = np.flatnonzero(first + offset > 1), np.flatnonzero(last + offset < length - 2)
     along = np.concatenate([first[begins] - 0.5, last[ends] + 0.5])
-    return np.stack([along, np.concatenate([rows[begins], rows[ends]])], axis=1).astype(np.float32)
+    return np.stack([along, np.concatenate([begins, ends])], axis=1).astype(np.float32)
 
 
 def _consensus_circle(points: _Floats, width: int, height: int) -> _Circle | None:
@@ -344,7 +348,7 @@ def _fit(circle: _Circle, angles: _Floats, edges: _Floats) -> _Circle:
     x, y, radius = circle.x, circle.y, circle.radius
     px = x + np.cos(angles) * radius * (1 + edges)
     py = y + np.sin(angles) * radius * (1 + edges)
-    for _ in range(4):
+    for _ in range(3):
         dx, dy = px - x, py - y
         lengths = np.maximum(np.hypot(dx, dy), 1e-6)
         residuals = lengths - radius

@@ -51,9 +51,7 @@ class Prepared:
 class Pipeline:
     """A model with everything before and after it. Thread-safe; buffers are kept per thread and reused."""
 
-    def __init__(
-        self, model: str | Path = ACQUISITION, backend: str = "auto", device: str = "cpu", threads: int | None = None
-    ):
+    def __init__(self, model: str | Path = ACQUISITION, backend: str = "auto", device: str = "cpu", threads: int | None = None):
         """Open `model`.
 
         Args:
@@ -161,10 +159,9 @@ class Pipeline:
         Raises:
             ReceiptError: the network answered for other pictures; this pipeline answers no more.
         """
-        if batch is None:
-            batch = np.stack([picture.tensor for picture in pictures])
+        sent: Batch = np.stack([picture.tensor for picture in pictures]) if batch is None else batch[: len(pictures)]
         started = time.perf_counter()
-        answers = self._run(self._session, batch[: len(pictures)])
+        answers = self._run(self._session, sent)
         elapsed = (time.perf_counter() - started) * 1e3 / len(pictures)
         results: list[Result | EyeError] = []
         for index, picture in enumerate(pictures):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.models.card import CROP_MODES, PreprocessingSpec
 from fundus_rt.runtime.field_of_view import FieldOfView
-from fundus_rt.runtime.resize import resize
+from fundus_rt.runtime.resize import Box, resize_box
 
 Frame = NDArray[np.uint8]
-Box = tuple[int, int, int, int]
 
 
 def crop_box(field_of_view: FieldOfView, frame_shape: tuple[int, ...], spec: PreprocessingSpec) -> Box:
@@ -41,19 +41,6 @@ def crop_box(field_of_view: FieldOfView, frame_shape: tuple[int, ...], spec: Pre
     else:
         raise ValueError(f"got the crop mode {spec.crop_mode!r}, expected one of {', '.join(CROP_MODES)}")
     return left, top, left + side, top + side
-
-
-def cropped(frame: Frame, box: Box) -> Frame:
-    """The pixels of a box, black where it reaches beyond the frame; a view of the frame where it does not."""
-    left, top, right, bottom = box
-    height, width = frame.shape[:2]
-    inner = frame[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if left >= 0 and top >= 0 and right <= width and bottom <= height:
-        return inner
-    padded = np.zeros((bottom - top, right - left, 3), np.uint8)
-    row, column = max(-top, 0), max(-left, 0)
-    padded[row : row + inner.shape[0], column : column + inner.shape[1]] = inner
-    return padded
 
 
 def tensor_from_frame(
@@ -87,6 +74,6 @@ def tensor_from_frame(
         out = np.empty(expected, spec.input_dtype)
     elif out.shape != expected or out.dtype != spec.input_dtype:
         raise ValueError(f"got out of {out.dtype} {out.shape}, expected {spec.input_dtype} {expected}")
-    tensor = resize(cropped(frame, crop_box(field_of_view, frame.shape, spec)), spec.input_size, spec.interpolation)
-    out[...] = tensor[:, ::-1] if mirror else tensor
+    tensor = resize_box(frame, crop_box(field_of_view, frame.shape, spec), spec.input_size, spec.interpolation)
+    np.copyto(out, cv2.flip(tensor, 1) if mirror else tensor)
     return out

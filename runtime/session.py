@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from fundus_rt.models.registry import bundled_file, load_card
 
 BACKENDS = ("auto", "onnxruntime")
 
-Batch = NDArray[np.uint8] | NDArray[np.float32]
+Batch = NDArray[Any]
 """Network input: uint8 or float32 [N, H, W, 3], BGR, grey levels 0 to 255."""
 
 

@@ -46,7 +46,7 @@ def swin_new_layout(network: Any) -> dict[str, Any]:
 
 
 def swin_microsoft_layout(network: Any) -> dict[str, Any]:
-    """Tensors as microsoft/Swin-Transformer and timm up to 0.6.13 save them: merging one stage earlier, plain head, buffers."""
+    """Tensors as Microsoft and timm up to 0.6.13 save them: merging one stage earlier, plain head, buffers."""
     state = {}
     for name, tensor in swin_new_layout(network).items():
         parts = name.split(".")
@@ -125,11 +125,12 @@ def keras_network(family: str, size: int, units: int, activation: str, seed: int
     head = keras.layers.Dropout(0.2)(base.output)
     head = keras.layers.Dense(units, activation=activation)(head)
     network = keras.Model(base.input, head)
-    enliven(network, keras, seed)
+    pictures = photographs(size, 4, seed + 1).astype(np.float32)
+    enliven(network, keras, pictures if family.startswith("efficientnet") else pictures / 127.5 - 1.0, seed)
     return network
 
 
-def enliven(network: Any, keras: Any, seed: int) -> None:
+def enliven(network: Any, keras: Any, pictures: np.ndarray, seed: int) -> None:
     """Draw weights, and set every BatchNorm to the statistics that it really meets, moved a little at random.
 
     One forward pass in training mode with momentum 0 gives each BatchNorm the statistics of its input under the layers
@@ -144,15 +145,13 @@ def enliven(network: Any, keras: Any, seed: int) -> None:
             layer.set_weights(
                 [random.uniform(0.7, 1.3, gamma.shape), random.normal(0, 0.3, beta.shape), *layer.get_weights()[2:]]
             )
-    height, width = network.input_shape[1:3]
-    smooth = random.uniform(0, 255, (4, 8, 8, 3)).repeat(-(-height // 8), axis=1).repeat(-(-width // 8), axis=2)
-    network(smooth[:, :height, :width].astype(np.float32), training=True)
+    network(pictures, training=True)
     for layer in norms:
         layer.momentum = 0.99
         gamma, beta, mean, variance = layer.get_weights()
         layer.set_weights([gamma, beta, mean, variance * random.uniform(0.8, 1.25, variance.shape)])
     head = next(layer for layer in reversed(network.layers) if isinstance(layer, keras.layers.Dense))
-    features = keras.Model(network.input, head.input)(smooth[:, :height, :width].astype(np.float32)).numpy()
+    features = keras.Model(network.input, head.input)(pictures).numpy()
     kernel = random.normal(0, 1, head.kernel.shape)
     kernel /= np.std(features @ kernel, axis=0)  # logits of the pictures drawn here get a deviation of 1
     head.set_weights([kernel, -np.mean(features @ kernel, axis=0)])

@@ -68,9 +68,7 @@ def half_mean_model(card: ModelCard, swap_rows: bool = False) -> Any:
     }  # fmt: skip
     used = {name for node in nodes for name in node.input}
     tensors = [
-        helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
-        for name, values in constants.items()
-        if name in used
+        helper.make_tensor(name, TensorProto.INT64, [len(values)], values) for name, values in constants.items() if name in used
     ]
     middle, spread = (0.0, 2.55) if card.outputs[0].task == "regression" else (60.0, 40.0)
     tensors.append(helper.make_tensor("middle", TensorProto.FLOAT, [1], [middle]))
@@ -85,9 +83,7 @@ def half_mean_model(card: ModelCard, swap_rows: bool = False) -> Any:
         ],
         tensors,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="fundus-rt tests"
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9, producer_name="fundus-rt tests")
     helper.set_model_props(model, {CARD_KEY: card.to_json()})
     onnx.checker.check_model(model)
     return model

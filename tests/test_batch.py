@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fundus_rt.models.errors import ReceiptError
 from fundus_rt.runtime.batch import Answerer, AnswerOptions, row_key
 from fundus_rt.runtime.inputs import Item

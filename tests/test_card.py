@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+
 from fundus_rt.models.card import INTENDED_USE, ModelCard, OutputSpec, card_from_json
 from fundus_rt.models.errors import CardError
 from fundus_rt.models.registry import bundled_file, list_cards, load_card
@@ -106,7 +107,7 @@ def test_validate_lists_every_problem_at_once() -> None:
 def test_wrong_cards_are_refused_with_the_reason(change: object, said: str) -> None:
     data = json.loads(CARDS["joir-age"].to_json())
     change(data)  # type: ignore[operator]
-    with pytest.raises(CardError, match="problem|expected") as caught:
+    with pytest.raises(CardError, match=r"problem|expected") as caught:
         card_from_json(json.dumps(data))
     assert said in str(caught.value)
 

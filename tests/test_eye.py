@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fundus_rt.models.errors import EyeError
-from fundus_rt.runtime.eye import eye_from_file_name, require_eye, resolve_eye
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fundus_rt.models.errors import EyeError
+from fundus_rt.runtime.eye import eye_from_file_name, require_eye, resolve_eye
 
 
 @pytest.mark.parametrize(

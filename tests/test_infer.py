@@ -127,7 +127,9 @@ def test_a_picture_of_30000_by_30000_does_not_take_the_memory(tmp_path: Path) ->
         (("--list", "none.csv"), "cannot be read"),
     ],
 )
-def test_a_wrong_call_ends_with_status_2_and_one_sentence(fundus_rt: Run, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_call_ends_with_status_2_and_one_sentence(
+    fundus_rt: Run, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
     done = fundus_rt("infer", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr and "Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from fundus_rt.models.errors import UsageError
 from fundus_rt.runtime.inputs import Item, items_from_list, items_from_paths
 

@@ -6,12 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fundus_rt.models.card import OutputSpec
-from fundus_rt.models.registry import load_card
-from fundus_rt.runtime.interpret import Prediction, activate, interpret
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from fundus_rt.models.card import OutputSpec
+from fundus_rt.models.registry import load_card
+from fundus_rt.runtime.interpret import Prediction, activate, interpret
 
 special = pytest.importorskip("scipy.special")
 

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from fundus_rt.models.card import CARD_KEY
 from fundus_rt.models.errors import ModelFileError
 from fundus_rt.runtime.session import open_session
-
 from tests import make_models
 
 onnx = pytest.importorskip("onnx")
@@ -39,8 +39,14 @@ def test_a_model_without_a_card_is_not_ours(tmp_path: Path) -> None:
     ("change", "said"),
     [
         (lambda card: dataclasses.replace(card, title=""), "title is empty"),
-        (lambda c: dataclasses.replace(c, preprocessing=dataclasses.replace(c.preprocessing, input_size=(32, 32))), r"\[N, 32, 32, 3\]"),
-        (lambda c: dataclasses.replace(c, preprocessing=dataclasses.replace(c.preprocessing, interpolation="tf-bilinear")), "float32"),
+        (
+            lambda c: dataclasses.replace(c, preprocessing=dataclasses.replace(c.preprocessing, input_size=(32, 32))),
+            r"\[N, 32, 32, 3\]",
+        ),
+        (
+            lambda c: dataclasses.replace(c, preprocessing=dataclasses.replace(c.preprocessing, interpolation="tf-bilinear")),
+            "float32",
+        ),
         (lambda c: dataclasses.replace(c, outputs=(dataclasses.replace(c.outputs[0], columns=2),)), "2 columns"),
         (lambda c: dataclasses.replace(c, outputs=(dataclasses.replace(c.outputs[0], name="age"),)), "'age' is missing"),
         (lambda c: dataclasses.replace(c, outputs=(dataclasses.replace(c.outputs[0], activation=None),)), "activation"),

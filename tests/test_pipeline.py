@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from fundus_rt.models.errors import (
     BackendUnavailableError,
     CardError,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fundus_rt.models.errors import UsageError
 from fundus_rt.models.registry import load_card
 from fundus_rt.runtime.rows import RowWriter, open_output, row_format
@@ -77,7 +78,7 @@ def test_csv_has_a_column_for_every_number(tmp_path: Path) -> None:
 
 
 def test_file_names_that_are_no_text_survive(tmp_path: Path) -> None:
-    name = b"\xff\xfe,\"x\".jpg".decode("utf-8", "surrogateescape")
+    name = b'\xff\xfe,"x".jpg'.decode("utf-8", "surrogateescape")
     path = tmp_path / "r.csv"
     with open_output(path, False, "csv") as (stream, _):
         RowWriter(stream, row_format("csv", CARD, ()), fresh=True).write(row(KEYS[0], name))

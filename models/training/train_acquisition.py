@@ -33,6 +33,7 @@ BATCH = 32
 # the mirror image of what was fresh this many batches ago.
 REPLAY_AGE = 60
 PEAK_RATE = 2.5e-3
+WARM_UP = 200
 DECAY = 0.02
 AVERAGING = 0.998
 
@@ -117,24 +118,25 @@ def averaged(average, network, step):
             kept.copy_(current)
 
 
-def trained(photographs, scenes, steps, checkpoint, workers):
-    """Return the network with averaged weights after `steps` batches; checkpoint: path to save to, or None."""
+def trained(photographs, scenes, steps, minutes, checkpoint, workers):
+    """Return (network with averaged weights, batches learned from).
+
+    Ends after `steps` batches or `minutes`, whichever comes first, the learning rate going down to zero by then.
+    checkpoint: path to save the averaged weights to every 100 batches, or None.
+    """
     network = AcquisitionNetwork().to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=DECAY)
-    warm = max(1, min(200, steps // 10))
-
-    def rate(step):
-        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     loader = torch.utils.data.DataLoader(
         Samples(photographs, scenes, SEED), batch_size=BATCH // 2, num_workers=workers, prefetch_factor=4
     )
     started, running = time.monotonic(), {}
     for step, (frames, *targets) in enumerate(batches(loader)):
-        if step == steps:
+        progress = max(step / steps, (time.monotonic() - started) / (60.0 * minutes))
+        if progress >= 1.0:
             break
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
         output = network(frames.float().contiguous(memory_format=torch.channels_last))
         parts = losses(output, *targets)
         loss = sum(parts.values())
@@ -142,7 +144,6 @@ def trained(photographs, scenes, steps, checkpoint, workers):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
-        scheduler.step()
         averaged(average, network, step)
         for name, value in parts.items():
             running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
@@ -151,7 +152,7 @@ def trained(photographs, scenes, steps, checkpoint, workers):
             print(f"step {step + 1}/{steps} {time.monotonic() - started:.0f} s {report}", flush=True)
         if checkpoint and step % 100 == 99:
             torch.save(average.state_dict(), checkpoint)
-    return average.eval()
+    return average.eval(), step
 
 
 def main():
@@ -160,6 +161,7 @@ def main():
     parser.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("acquisition_results.json"))
     parser.add_argument("--steps", type=int, default=4000, help=f"batches of {BATCH} (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="end earlier on a busy machine (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw samples (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (default: %(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="where to save the averaged weights every 100 batches")
@@ -176,15 +178,17 @@ def main():
     if options.weights:
         network = AcquisitionNetwork()
         network.load_state_dict(torch.load(options.weights, weights_only=True))
-        network.eval()
+        network, steps = network.eval(), None
     else:
-        network = trained(fitting, scenes, options.steps, options.checkpoint, options.workers)
+        network, steps = trained(
+            fitting, scenes, options.steps, options.minutes, options.checkpoint, options.workers
+        )
     seconds = round(time.monotonic() - started)
     calibration = calibrated(network, held_out, scenes)
     export(network, calibration, options.output)
     results = {
         "seed": SEED,
-        "steps": options.steps,
+        "steps": steps,
         "batch": BATCH,
         "training_seconds": None if options.weights else seconds,
         "photographs": {"training": len(fitting), "held_out": len(held_out), "scenes": len(scenes)},

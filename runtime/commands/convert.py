@@ -64,7 +64,7 @@ def _with_labels(card: ModelCard, labels: str | None) -> ModelCard:
     if labels is None:
         return card
     if len(card.outputs) != 1:
-        raise UsageError(f"--labels names the classes of one output, card {card.name} has {len(card.outputs)}; edit the card instead")
+        raise UsageError(f"--labels names the classes of one output, card {card.name} has {len(card.outputs)}; edit the card")
     names = tuple(label.strip() for label in labels.split(","))
     if len(names) != len(card.outputs[0].labels):
         raise UsageError(
@@ -88,7 +88,7 @@ def _tensors(card: ModelCard, photographs: str | None) -> Any:
     from fundus_rt.runtime.preprocess import tensor_from_frame
 
     mirrors = (False, True) if card.laterality == "mirror-left" else (False,)
-    tensors = []
+    tensors: list[Any] = []
     for item in items_from_paths([photographs or str(EXAMPLE_FOLDER)]):
         if len(tensors) >= MOST_PHOTOGRAPHS:
             break

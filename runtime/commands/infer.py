@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 @click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
 @click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
-@click.option(
-    "--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table."
-)
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here; each is on disk when done."
-)
+@click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here; each is on disk when done.")
 @click.option(
     "--batch", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Pictures in one inference."
 )
@@ -80,9 +76,7 @@ def infer(
         context.exit(1)
 
 
-def _write_all(
-    rows: Iterator[Row], write: Callable[[Row], None], total: Callable[[], int] | None, output: Path | None
-) -> int:
+def _write_all(rows: Iterator[Row], write: Callable[[Row], None], total: Callable[[], int] | None, output: Path | None) -> int:
     """Write every row; how many could not be answered. `total` counts all pictures and is only asked for a progress bar."""
     failed = 0
     try:

@@ -93,4 +93,5 @@ def _described_output(card: ModelCard, index: int) -> str:
     classes = f" over {', '.join(output.labels)}" if output.labels else ""
     assumed = " (order not published: assumed)" if output.labels_assumed else ""
     point = f", said from {output.threshold:g} on" if output.threshold is not None else ""
-    return f"{output.name}: {output.task} in {output.unit}{classes}{assumed}{point}; conversion tolerance {output.tolerance:g} {output.unit}"
+    tolerance = f"conversion tolerance {output.tolerance:g} {output.unit}"
+    return f"{output.name}: {output.task} in {output.unit}{classes}{assumed}{point}; {tolerance}"
