@@ -120,6 +120,12 @@ def _refuse_known_strangers(path: Path, head: bytes) -> None:
         found = "a web page, so the download stopped at a page of the site; open the link in a browser and save the file"
     elif head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or head.startswith((b"7z\xbc\xaf", b"Rar!")):
         found = "a packed archive; unpack it and give the checkpoint in it"
+    elif (
+        head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and not head.startswith(TORCH_LEGACY_SIGNATURE)
+    ):
+        found = (
+            "a pickle that torch.save did not write; it could run code and is not read. Save model.state_dict() with torch.save"
+        )
     elif path.suffix.lower() == ".onnx":
         found = "an ONNX model already; conversion starts from the published checkpoint"
     elif head.startswith(ZIP_SIGNATURE) and size > 0:

@@ -74,13 +74,21 @@ def onnx_from_keras(network: Any, input_size: tuple[int, int]) -> Any:
 
     Returns:
         An `onnx.ModelProto` with one input float32 [N, H, W, 3].
+
+    Raises:
+        UnsupportedCheckpointError: an operation that tf2onnx does not know.
+        BackendUnavailableError: tf2onnx is missing.
     """
     tensorflow, _ = require_keras()
     with quiet_standard_error():
         converter = require("tf2onnx").convert
     signature = (tensorflow.TensorSpec((None, *input_size, 3), tensorflow.float32, name="images"),)
-    with quiet_tracing():
-        model, _ = converter.from_keras(network, input_signature=signature, opset=OPSET)
+    try:
+        with quiet_tracing():
+            model, _ = converter.from_keras(network, input_signature=signature, opset=OPSET)
+    except Exception as error:  # whatever tf2onnx raises on an operation that it does not know
+        text = " ".join(str(error).split())[:300]
+        raise UnsupportedCheckpointError(f"tf2onnx cannot export the network: {type(error).__name__}: {text}") from error
     return model
 
 

@@ -44,7 +44,7 @@ def read_keras_h5(path: Path, sha256: str, trust: bool) -> Checkpoint:
     try:
         with h5py.File(path, "r") as file:
             return _read(h5py, file, path, sha256, trust)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedCheckpointError(
             f"{path.name} is an HDF5 file that is cut short or damaged ({str(error)[:160]}); download it again"
         ) from error

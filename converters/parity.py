@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.models.card import ModelCard, OutputSpec, PreprocessingSpec
-from fundus_rt.models.errors import ParityError
+from fundus_rt.models.errors import FundusRtError, ParityError
 
 ShippedModel = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """A shipped file, opened: frames [N, H, W, 3] in, every output by its name."""
@@ -130,15 +130,29 @@ def compare_shipped(
 
 
 def run_in_batches(shipped: ShippedModel, frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Run all frames, in batches of 1, 2, 3, 1, ... and put the answers together."""
+    """Run all frames, in batches of 1, 2, 3, 1, ... and put the answers together.
+
+    Raises:
+        ParityError: the file does not run.
+    """
     parts: dict[str, list[np.ndarray]] = {}
     start = turn = 0
     while start < len(frames):
         size = BATCH_SIZES[turn % len(BATCH_SIZES)]
-        for name, answer in shipped(np.ascontiguousarray(frames[start : start + size])).items():
+        for name, answer in _run(shipped, np.ascontiguousarray(frames[start : start + size])).items():
             parts.setdefault(name, []).append(np.array(answer))
         start, turn = start + size, turn + 1
     return {name: np.concatenate(answers) for name, answers in parts.items()}
+
+
+def _run(shipped: ShippedModel, batch: np.ndarray) -> Mapping[str, np.ndarray]:
+    try:
+        return shipped(batch)
+    except FundusRtError:
+        raise
+    except Exception as error:  # each backend raises its own classes
+        text = " ".join(str(error).split())[:300]
+        raise ParityError(f"the converted model does not run on a batch of {len(batch)} ({text}); nothing was written") from error
 
 
 def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> OutputDifference:

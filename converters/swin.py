@@ -58,9 +58,9 @@ def identify_swin(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     embed, channels, patch, _ = shapes["patch_embed.proj.weight"]
     if channels != 3:
         raise UnsupportedCheckpointError(f"{file} holds a Swin Transformer for {channels} channels, expected 3 (colour)")
-    depths, heads, windows = _stages(shapes, file)
+    depths, heads, window = _stages(shapes, file)
     shift, layout = _layout(shapes, file, len(depths))
-    size = _input_size(shapes, card, file, patch, windows, depths)
+    size = _input_size(shapes, card, file, patch, window, depths)
     names = {name: _name_in_timm(name, shift) for name in shapes if not name.endswith(BUFFERS)}
     head = _head(shapes, file, shift)
     names |= {f"{head}.{part}": f"head.fc.{part}" for part in ("weight", "bias") if f"{head}.{part}" in shapes}
@@ -73,7 +73,7 @@ def identify_swin(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         "embed_dim": embed,
         "depths": depths,
         "num_heads": heads,
-        "window_size": windows[0],
+        "window_size": window,
         "mlp_ratio": hidden / embed,
         "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in shapes,
     }
@@ -83,7 +83,7 @@ def identify_swin(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     account = account_for(checkpoint, names, swin_shapes(parameters), unused)
     variant = VARIANTS.get((embed, depths), f"Swin of width {embed} and depths {'-'.join(map(str, depths))}")
     described = (
-        f"{variant}, patch {patch}, window {windows[0]}, {size[0]} x {size[1]} pixels, {columns} "
+        f"{variant}, patch {patch}, window {window}, {size[0]} x {size[1]} pixels, {columns} "
         f"output{'s' if columns > 1 else ''}, {layout}"
     )
     return Architecture("swin", described, size, columns, "none", account, parameters, names)
@@ -111,12 +111,15 @@ def swin_shapes(parameters: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         if stage:
             norm(f"layers.{stage}.downsample.norm", 2 * width)
             linear(f"layers.{stage}.downsample.reduction", 2 * width, width, bias=False)
-        window = min(parameters["window_size"], *stage_resolution(parameters["img_size"], patch, stage))
+        rows, columns = stage_window(parameters["window_size"], parameters["img_size"], patch, stage)
         for block in range(depth):
             where, hidden = f"layers.{stage}.blocks.{block}", int(width * parameters["mlp_ratio"])
             norm(f"{where}.norm1", width)
             norm(f"{where}.norm2", width)
-            shapes[f"{where}.attn.relative_position_bias_table"] = ((2 * window - 1) ** 2, parameters["num_heads"][stage])
+            shapes[f"{where}.attn.relative_position_bias_table"] = (
+                (2 * rows - 1) * (2 * columns - 1),
+                parameters["num_heads"][stage],
+            )
             linear(f"{where}.attn.qkv", width, 3 * width, parameters["qkv_bias"])
             linear(f"{where}.attn.proj", width, width)
             linear(f"{where}.mlp.fc1", width, hidden)
@@ -130,6 +133,12 @@ def stage_resolution(size: tuple[int, int], patch: int, stage: int) -> tuple[int
     """Height and width of a stage's grid of tokens; every merging halves, rounding up."""
     scale = 2**stage
     return math.ceil(size[0] // patch / scale), math.ceil(size[1] // patch / scale)
+
+
+def stage_window(window: int, size: tuple[int, int], patch: int, stage: int) -> tuple[int, int]:
+    """Height and width of a stage's windows: no window is larger than the grid."""
+    height, width = stage_resolution(size, patch, stage)
+    return min(window, height), min(window, width)
 
 
 def build_swin(checkpoint: Checkpoint, architecture: Architecture) -> Any:
@@ -160,26 +169,24 @@ def build_swin(checkpoint: Checkpoint, architecture: Architecture) -> Any:
     return network.eval()
 
 
-def _stages(shapes: Shapes, file: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Depth, heads and window of every stage."""
+def _stages(shapes: Shapes, file: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Depth and heads of every stage, and the window, which the first stage's table of positions tells."""
     depths: list[int] = []
     heads: list[int] = []
-    windows: list[int] = []
+    rows = shapes.get(TABLE.format(0, 0), (0,))[0]
+    side = math.isqrt(rows)
+    if side * side != rows or side % 2 == 0:
+        raise UnsupportedCheckpointError(
+            f"{file}: a table of {rows} relative positions belongs to no square window; expected (2 w - 1)^2 rows"
+        )
     while TABLE.format(len(depths), 0) in shapes:
         stage = len(depths)
-        rows, count = shapes[TABLE.format(stage, 0)]
-        side = math.isqrt(rows)
-        if side * side != rows or side % 2 == 0:
-            raise UnsupportedCheckpointError(
-                f"{file}: a table of {rows} relative positions belongs to no square window; expected (2 w - 1)^2 rows"
-            )
         depth = 0
         while TABLE.format(stage, depth) in shapes:
             depth += 1
         depths.append(depth)
-        heads.append(count)
-        windows.append((side + 1) // 2)
-    return tuple(depths), tuple(heads), tuple(windows)
+        heads.append(shapes[TABLE.format(stage, 0)][1])
+    return tuple(depths), tuple(heads), (side + 1) // 2
 
 
 def _layout(shapes: Shapes, file: str, stages: int) -> tuple[int, str]:
@@ -229,18 +236,16 @@ def _head(shapes: Shapes, file: str, shift: int) -> str:
     )
 
 
-def _input_size(
-    shapes: Shapes, card: ModelCard, file: str, patch: int, windows: tuple[int, ...], depths: tuple[int, ...]
-) -> tuple[int, int]:
+def _input_size(shapes: Shapes, card: ModelCard, file: str, patch: int, window: int, depths: tuple[int, ...]) -> tuple[int, int]:
     """The card's input size, held against the number of windows that stored masks tell."""
     size = card.preprocessing.input_size
     for stage in range(len(depths)):
         mask = next((shapes[n] for n in shapes if re.match(rf"layers\.{stage}\.blocks\.\d+\.attn_mask$", n)), None)
         height, width = stage_resolution(size, patch, stage)
-        window = windows[stage]
+        rows, columns = stage_window(window, size, patch, stage)
         if mask is None:
             continue
-        if math.ceil(height / window) * math.ceil(width / window) != mask[0]:
+        if math.ceil(height / rows) * math.ceil(width / columns) != mask[0]:
             side = math.isqrt(mask[0]) * window * patch * 2**stage
             raise UnsupportedCheckpointError(
                 f"{file} was built for another input size: {mask[0]} windows of {window} x {window} at stage {stage + 1}, "

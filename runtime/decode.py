@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from fundus_rt.models.errors import DecodeError
 
@@ -41,6 +41,8 @@ MOST_PIXELS = 89_478_485
 """Most pixels of a frame: Pillow's own limit against decompression bombs (a quarter GiB at 24 bits). The largest fundus
 photographs in use have about 50 megapixels."""
 
+_READERS = ("JPEG", "PNG", TiffImagePlugin.TiffImageFile.format, "PPM", "BMP")
+"""Pillow's names. The TIFF reader is imported above: Pillow would otherwise import every reader it has to find it."""
 _FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "TIFF": "tiff", "PPM": "ppm", "BMP": "bmp"}
 _ORIENTATION = 0x0112
 _MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
@@ -86,7 +88,7 @@ def decode(content: bytes, name: str = "") -> Decoded:
         frame, eye, warnings = decode_dicom(content, name)
         return Decoded(frame, "dicom", eye=eye, warnings=warnings)
     picture = _opened(content, name)
-    require_dimensions(*picture.size, name)
+    require_dimensions(picture.width, picture.height, name)
     if _FORMATS[str(picture.format)] == "jpeg":
         return _from_jpeg(content, picture, name)
     return _from_other(content, picture, name)
@@ -95,18 +97,18 @@ def decode(content: bytes, name: str = "") -> Decoded:
 def require_dimensions(width: int, height: int, name: str) -> None:
     """Raise `DecodeError` for a picture that is too small to show a retina or too large to be decoded safely."""
     if min(width, height) < LEAST_SIDE:
-        raise DecodeError(f"{name} has {width} x {height} pixels, expected at least {LEAST_SIDE} on each side; give the photograph")
+        raise DecodeError(f"{name} has {width} x {height} pixels, expected at least {LEAST_SIDE} each way; give the photograph")
     if width * height > MOST_PIXELS:
         raise DecodeError(
-            f"{name} has {width} x {height} = {width * height / 1e6:.0f} megapixels, more than the {MOST_PIXELS / 1e6:.0f} that are "
-            "decoded; reduce it or cut out the photograph first"
+            f"{name} has {width} x {height} = {width * height / 1e6:.0f} megapixels, more than the {MOST_PIXELS / 1e6:.0f} that "
+            "are decoded; reduce it or cut out the photograph first"
         )
 
 
 def _opened(content: bytes, name: str) -> Image.Image:
     """The picture with its header read and nothing decoded."""
     try:
-        return Image.open(io.BytesIO(content), formats=tuple(_FORMATS))
+        return Image.open(io.BytesIO(content), formats=_READERS)
     except Image.DecompressionBombError as error:
         raise DecodeError(f"{name} is too large to be decoded safely ({error}); reduce it first") from error
     except Exception as error:  # plugins raise whatever a broken header led them to
@@ -119,9 +121,8 @@ def _opened(content: bytes, name: str) -> Image.Image:
 def _from_jpeg(content: bytes, picture: Image.Image, name: str) -> Decoded:
     _require_end_of_jpeg(content, name)
     orientation = _orientation(picture)
-    warnings: tuple[str, ...] = ()
-    if getattr(picture, "n_frames", 1) > 1:
-        warnings = (f"the file holds {picture.n_frames} pictures, the first was taken",)  # type: ignore[attr-defined]
+    count = getattr(picture, "n_frames", 1)
+    warnings = (f"the file holds {count} pictures, the first was taken",) if count > 1 else ()
     if picture.mode in ("L", "RGB") and opencv_decodes_as_pillow():
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         frame = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -137,9 +138,8 @@ def _from_jpeg(content: bytes, picture: Image.Image, name: str) -> Decoded:
 def _from_other(content: bytes, picture: Image.Image, name: str) -> Decoded:
     kind = _FORMATS[str(picture.format)]
     orientation = _orientation(picture)
-    warnings = []
-    if getattr(picture, "n_frames", 1) > 1:
-        warnings.append(f"the file holds {picture.n_frames} pages, the first was taken")  # type: ignore[attr-defined]
+    count = getattr(picture, "n_frames", 1)
+    warnings = [f"the file holds {count} pages, the first was taken"] if count > 1 else []
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         warnings.append("Pillow's LOAD_TRUNCATED_IMAGES is set in this process: a file that is cut off would not be noticed")
     _load(picture, name)
@@ -215,7 +215,8 @@ def _require_end_of_jpeg(content: bytes, name: str) -> None:
         found = _MARKER.search(content, place)
         if found is None:
             raise DecodeError(
-                f"{name} is a JPEG that is cut off: {len(content)} bytes without the marker that ends the picture; copy the file again"
+                f"{name} is a JPEG that is cut off: {len(content)} bytes without the marker that ends the picture; "
+                "copy the file again"
             )
         marker, place = content[found.end() - 1], found.end()
         if marker == 0xD9:

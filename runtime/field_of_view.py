@@ -218,12 +218,13 @@ def _outline(distance: _Image, threshold: float) -> _Floats:
     """
     mask = cv2.compare(distance, threshold, cv2.CMP_GT)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    if count < 2:
+    contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    if not contours:
         return np.empty((0, 2), np.float32)
-    largest = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
-    left, top, columns, rows = (int(v) for v in stats[largest, :4])
-    field = (labels[top : top + rows, left : left + columns] == largest).view(np.uint8)
+    largest = max(contours, key=lambda contour: cv2.contourArea(contour))
+    left, top, columns, rows = cv2.boundingRect(largest)
+    field = np.zeros((rows, columns), np.uint8)
+    cv2.drawContours(field, [largest], 0, 1, cv2.FILLED, offset=(-left, -top))
     height, width = mask.shape
     x_y = _ends_of_rows(field, left, width) + np.array([left, top], np.float32)
     y_x = _ends_of_rows(np.asarray(cv2.transpose(field), np.uint8), top, height) + np.array([top, left], np.float32)

@@ -135,7 +135,10 @@ class Pipeline:
         if not view.found:
             warnings.append("no border of a circular field of view was found: the whole frame was taken")
         sources = dict(eye_sources)
-        if self._mirrors or (not view.found and self.card.name != ACQUISITION):
+        # The acquisition model is asked where the eye decides the answer, where it can contradict what a source says, and
+        # where the missing border may mean that this is no fundus photograph.
+        doubtful = self._mirrors or not view.found or any(sources.values())
+        if doubtful and self.card.name != ACQUISITION:
             with _timed(timing, "acquisition"):
                 sources["acquisition model"] = self._look(frame, view, warnings)
         decision = resolve_eye(sources)

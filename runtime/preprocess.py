@@ -52,8 +52,9 @@ def tensor_from_frame(
 ) -> NDArray[Any]:
     """The network's input for one photograph.
 
-    A left eye is mirrored after the resize: the filters are symmetric, so that it is the resize of the mirrored photograph
-    but for rounding in single values, and the large frame need not be copied.
+    A left eye is mirrored after the resize, so that the large frame need not be copied. The bilinear, bicubic, lanczos, linear,
+    cubic and area filters are symmetric: it is the resize of the mirrored photograph but for single values that differ by one.
+    ``opencv-nearest``, and ``pillow-box`` on ties, decide to one side; with them an author who mirrored first got other pixels.
 
     Args:
         frame: uint8 [H, W, 3], BGR. Not changed.

@@ -129,7 +129,7 @@ def _pillow_in_place(pixels: Pixels, size: tuple[int, int], filter_: Image.Resam
 def _pillow_places(length: int, wanted: int) -> NDArray[np.int32]:
     """Which pixel Pillow's nearest neighbour takes: its own answer for a line of counting numbers."""
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    return np.asarray(line.resize((wanted, 1), Image.Resampling.NEAREST))[0]
+    return np.asarray(line.resize((wanted, 1), Image.Resampling.NEAREST), np.int32)[0]
 
 
 def _tf_bilinear(image: Pixels, height: int, width: int) -> NDArray[np.float32]:

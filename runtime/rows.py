@@ -43,46 +43,30 @@ class JsonLines:
 
 
 class Csv:
-    """Comma-separated values, one column for every number of the card's outputs."""
+    """Comma-separated values: the JSON object flattened, a column's name being the path of keys, ``outputs.age.value``."""
 
     def __init__(self, card: ModelCard) -> None:
-        self._card = card
         self._columns = [
-            "file",
-            "sha256",
-            "model",
-            "model_sha256",
-            "precision",
-            "certificate",
-            "backend",
-            "eye",
-            "eye_source",
-        ]
-        self._columns += ["mirrored", "center_x", "center_y", "radius", "cut"]
+            "file", "sha256", "error",
+            "model.name", "model.sha256", "model.precision", "model.certificate",
+            "backend.name", "backend.device", "backend.version",
+            "eye.value", "eye.source", "eye.mirrored",
+            "field_of_view.center.x", "field_of_view.center.y", "field_of_view.radius", "field_of_view.cut",
+            "field_of_view.found",
+        ]  # fmt: skip
         for output in card.outputs:
-            self._columns += [output.name, f"{output.name}_unit"]
+            path = f"outputs.{output.name}"
+            self._columns += [f"{path}.value", f"{path}.unit"]
             if output.labels:
-                self._columns += [f"{output.name}_decision", *(f"{output.name}_p_{label}" for label in output.labels)]
-        self._columns += ["warnings", "total_ms", "error", "key"]
+                self._columns += [f"{path}.label", f"{path}.decision"]
+                self._columns += [f"{path}.probabilities.{label}" for label in output.labels]
+        self._columns += ["warnings", "timing_ms.total", "key"]
 
     def header(self) -> str:
         return self._text(self._columns)
 
     def line(self, row: Row) -> str:
-        eye, view = row["eye"] or {}, row["field_of_view"] or {}
-        values: Row = {
-            "file": row["file"], "sha256": row["sha256"], "model": row["model"]["name"], "model_sha256": row["model"]["sha256"],
-            "precision": row["model"]["precision"], "certificate": row["model"]["certificate"],
-            "backend": "{name} {version} {device}".format(**row["backend"]),
-            "eye": eye.get("value"), "eye_source": eye.get("source"), "mirrored": eye.get("mirrored"),
-            "center_x": view.get("center", [None, None])[0], "center_y": view.get("center", [None, None])[1],
-            "radius": view.get("radius"), "cut": "+".join(view.get("cut", [])), "warnings": "; ".join(row["warnings"]),
-            "total_ms": row["timing_ms"].get("total"), "error": row["error"], "key": row["key"],
-        }  # fmt: skip
-        for name, output in row["outputs"].items():
-            values[name], values[f"{name}_unit"] = output["value"], output["unit"]
-            values[f"{name}_decision"] = output.get("decision")
-            values |= {f"{name}_p_{label}": p for label, p in output.get("probabilities", {}).items()}
+        values = dict(_flat(row))
         return self._text([values.get(column) for column in self._columns])
 
     @staticmethod
@@ -92,17 +76,28 @@ class Csv:
         return stream.getvalue()
 
 
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested objects with their paths; points get ``.x`` and ``.y``, other lists are joined."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and path.endswith(".center"):
+        yield from zip((f"{path}.x", f"{path}.y"), value, strict=True)
+    else:
+        yield path, "; ".join(map(str, value)) if isinstance(value, list) else value
+
+
 class Table:
     """Aligned columns for a reader; warnings that every row would repeat stand once, above."""
 
     def __init__(self, card: ModelCard, standing_warnings: tuple[str, ...]) -> None:
         self._card = card
         self._standing = standing_warnings
-        self._widths = [28, 6, *(max(16, len(o.name)) for o in card.outputs)]
+        self._widths = [28, 9, *(max(16, len(o.name)) for o in card.outputs)]
 
     def header(self) -> str:
         notes = "".join(f"# {warning}\n" for warning in self._standing)
-        return notes + self._line(["file", "eye", *(o.name for o in self._card.outputs)], "notes")
+        return notes + self._line(["file", "which eye", *(o.name for o in self._card.outputs)], "notes")
 
     def line(self, row: Row) -> str:
         name = os.path.basename(row["file"]) or row["file"]

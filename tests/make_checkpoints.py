@@ -19,6 +19,19 @@ SWIN_SMALL = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)
 proportions of the published network at 384 with windows of 12."""
 
 
+def skip_without_timm() -> None:
+    """Skip the calling module where timm is missing; torchvision over a CPU torch is no reason to."""
+    import pytest
+
+    from fundus_rt.converters.backends import require_timm_swin
+    from fundus_rt.models.errors import BackendUnavailableError
+
+    try:
+        require_timm_swin()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error), allow_module_level=True)
+
+
 def swin_network(outputs: int = 1, seed: int = 0, **changes: Any) -> Any:
     """timm's SwinTransformer with random weights, in evaluation mode."""
     import torch

@@ -53,12 +53,12 @@ class TestMirroring:
 
     def test_a_right_eye_is_taken_as_it_is(self, tiny_age: Path) -> None:
         result = Pipeline(tiny_age)(half_and_half(60, 180), eye="right")
-        assert result.outputs["age"].value == pytest.approx(60 / 2.55 * DISC, rel=0.02)
+        assert result.outputs["age"].value == pytest.approx(60 / 2.55 * DISC, rel=0.05)
         assert (result.eye.value, result.eye.source, result.eye.mirrored) == ("right", "call", False)
 
     def test_a_left_eye_is_mirrored(self, tiny_age: Path) -> None:
         result = Pipeline(tiny_age)(half_and_half(60, 180), eye="left")
-        assert result.outputs["age"].value == pytest.approx(180 / 2.55 * DISC, rel=0.02)
+        assert result.outputs["age"].value == pytest.approx(180 / 2.55 * DISC, rel=0.05)
         assert result.eye.mirrored
 
     @pytest.mark.parametrize("eye", [None, "left", "right"])

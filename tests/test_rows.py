@@ -73,8 +73,10 @@ def read_csv(text: str) -> list[dict[str, str]]:
 def test_csv_has_a_column_for_every_number(tmp_path: Path) -> None:
     write(tmp_path / "r.csv", "csv", KEYS[:1])
     (found,) = read_csv((tmp_path / "r.csv").read_text())
-    assert found["sex"] == "0.75" and found["sex_decision"] == "class 1" and found["sex_p_class 0"] == "0.25"
-    assert found["eye"] == "left" and found["cut"] == "top" and found["warnings"] == "one; two" and found["error"] == ""
+    assert found["outputs.sex.value"] == "0.75" and found["outputs.sex.decision"] == "class 1"
+    assert found["outputs.sex.probabilities.class 0"] == "0.25" and found["error"] == ""
+    assert found["eye.value"] == "left" and found["field_of_view.center.y"] == "2.0" and found["field_of_view.cut"] == "top"
+    assert found["warnings"] == "one; two" and found["timing_ms.total"] == "4.0"
 
 
 def test_file_names_that_are_no_text_survive(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from fundus_rt.benchmarks.degradation import COMBINATIONS, degrade
-
 from colour import random_look, random_marks
 from negatives import random_negative
 from views import UNSEEN, crop_position, eye_class, is_rendered, random_aperture, random_view, rendered
 
+from fundus_rt.benchmarks.degradation import COMBINATIONS, degrade
 
 SIZE = 224
 

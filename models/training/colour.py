@@ -143,7 +143,8 @@ def random_marks(frame, mask, points, rng):
             change += rng.uniform(-0.4, 0.25) * _blob(line, point, rng.uniform(0.06, 0.2), 1.0)
     if rng.random() < 0.35:
         for _ in range(int(rng.integers(1, 4))):
-            change += rng.normal(0.0, 0.25) * _blob(line, rng.uniform(-0.9, 0.9, 2), rng.uniform(0.05, 0.35), rng.uniform(0.5, 2.0))
+            place, reach, ratio = rng.uniform(-0.9, 0.9, 2), rng.uniform(0.05, 0.35), rng.uniform(0.5, 2.0)
+            change += rng.normal(0.0, 0.25) * _blob(line, place, reach, ratio)
     frame = frame * np.clip(1.0 + change, 0.2, 2.0)[..., None]
     if rng.random() < 0.2:
         frame = _with_lesions(frame, line, rng)
@@ -181,7 +182,7 @@ def _erased(frame, points, rng):
     center = points[int(rng.integers(len(points)))] if points and rng.random() < 0.4 else rng.uniform(-0.8, 0.8, 2)
     low = np.clip(((center - half + 1.0) / 2.0 * size), 0, size - 2).astype(int)
     high = np.clip(((center + half + 1.0) / 2.0 * size), low + 1, size).astype(int)
-    region = frame[low[1]:high[1], low[0]:high[0]]
+    region = frame[low[1] : high[1], low[0] : high[0]]
     draw = rng.random()
     if draw < 0.5:
         filling = region.mean((0, 1))
@@ -190,5 +191,5 @@ def _erased(frame, points, rng):
     else:
         filling = np.clip(region.mean((0, 1)) + rng.normal(0.0, 0.15, region.shape), 0, 1)
     frame = frame.copy()
-    frame[low[1]:high[1], low[0]:high[0]] = filling
+    frame[low[1] : high[1], low[0] : high[0]] = filling
     return frame

@@ -13,15 +13,15 @@ import cv2
 import numpy as np
 import onnxruntime
 import torch
-from fundus_rt.benchmarks.degradation import COMBINATIONS, degrade
-from fundus_rt.runtime.field_of_view import find_field_of_view
-from scipy.stats import beta
-
 from augment import SIZE
 from colour import random_look
 from negatives import random_negative
 from photographs import read_scenes
+from scipy.stats import beta
 from views import LEFT, plain_view, rendered
+
+from fundus_rt.benchmarks.degradation import COMBINATIONS, degrade
+from fundus_rt.runtime.field_of_view import find_field_of_view
 
 CAMERAS = {"CHASE_DB1": "original/chase_db1", "HRF": "original/hrf", "Wikimedia": "original/wikimedia"}
 SIDES = ("left", "right")
@@ -75,7 +75,8 @@ def exact_interval(successes, trials):
 
 def share(successes, trials):
     return {
-        "count": int(successes), "of": int(trials),
+        "count": int(successes),
+        "of": int(trials),
         "share": round(float(successes / trials), 4) if trials else None,
         "interval": exact_interval(int(successes), int(trials)),
     }
@@ -91,7 +92,8 @@ def laterality(output, truth, threshold):
     """Return how many were decided and how many of these rightly; truth: int [N], 0 left, 1 right."""
     taken = decisions(output, threshold)
     decided = taken >= 0
-    return {"decided": share(decided.sum(), len(truth)), "right_when_decided": share((taken == truth)[decided].sum(), decided.sum())}
+    right = (taken == truth)[decided]
+    return {"decided": share(decided.sum(), len(truth)), "right_when_decided": share(right.sum(), decided.sum())}
 
 
 def auc(scores, labels):
@@ -133,10 +135,12 @@ def _tinted(gains, gamma=1.0):
 
 def _zoomed(scale, dx=0.0, dy=0.0, square=False):
     """Return a function that crops to `scale` of the half side around (dx, dy); square: without a round mask."""
+
     def change(crop):
         side = crop.shape[0]
         result = field_square(crop, side, ((1 + dx) * side / 2 - 0.5, (1 + dy) * side / 2 - 0.5), scale * side / 2)
         return result if square else result * _disc_mask(side, 1.0 / scale if scale > 1 else 0.98)[..., None]
+
     return change
 
 
@@ -166,7 +170,6 @@ def _coarse(crop):
 
 def _grey(crop):
     return np.repeat(cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY)[..., None], 3, axis=2)
-
 
 
 def _repainted(crop):
@@ -223,8 +226,11 @@ def evaluated(path, folder, held_out, calibration):
         "file_bytes": Path(path).stat().st_size,
         "milliseconds_per_frame_two_threads": _milliseconds(model),
         "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
-            "opencv": cv2.__version__, "numpy": np.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "opencv": cv2.__version__,
+            "numpy": np.__version__,
         },
     }
 

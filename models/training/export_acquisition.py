@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import nn
-
 from augment import CLEAN, DEGRADED, HARSH, SIZE, sample
 from network import GRID
+from torch import nn
 from views import LEFT, RIGHT
 
 OPSET = 17
@@ -119,8 +118,15 @@ def export(network, calibration, path):
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
         torch.onnx.export(
-            shipped, (example,), str(written), input_names=["frames"], output_names=list(OUTPUTS),
-            dynamic_axes=axes, opset_version=OPSET, do_constant_folding=True, dynamo=False,
+            shipped,
+            (example,),
+            str(written),
+            input_names=["frames"],
+            output_names=list(OUTPUTS),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            do_constant_folding=True,
+            dynamo=False,
         )
         model = onnx.load(str(written))
         model.ir_version = min(model.ir_version, LARGEST_IR_VERSION)

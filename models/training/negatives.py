@@ -7,7 +7,6 @@ Every function returns uint8 [size, size, 3] RGB and draws from a numpy.random.G
 
 import cv2
 import numpy as np
-
 from colour import smooth_field
 
 SKIN = ((235, 200, 175), (205, 160, 130), (150, 105, 80), (95, 65, 50))
@@ -76,7 +75,7 @@ def external_eye(size, rng, scenes, retina):
 
 
 def _point(pair):
-    return int(round(float(pair[0]))), int(round(float(pair[1])))
+    return round(float(pair[0])), round(float(pair[1]))
 
 
 def _finished(picture, rng):
@@ -90,7 +89,7 @@ def scene(size, rng, scenes, retina):
     source = scenes[int(rng.integers(len(scenes)))]
     side = int(min(source.shape[:2]) * rng.uniform(0.15, 1.0))
     y, x = (int(rng.integers(0, source.shape[axis] - side + 1)) for axis in (0, 1))
-    part = cv2.resize(source[y:y + side, x:x + side], (size, size), interpolation=cv2.INTER_AREA)
+    part = cv2.resize(source[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
     part = np.rot90(part, int(rng.integers(4)))
     if rng.random() < 0.5:
         part = part[:, :, rng.permutation(3)]
@@ -150,12 +149,13 @@ def single_colour(size, rng, scenes, retina):
 def round_texture(size, rng, scenes, retina):
     """A disc in fundus colours, some with spots or straight lines, but without vessels or nerve."""
     red = rng.uniform(90, 240)
-    picture = np.ones((size, size, 3), np.float32) * np.array([red, red * rng.uniform(0.3, 0.8), red * rng.uniform(0.1, 0.6)])
+    colour = np.array([red, red * rng.uniform(0.3, 0.8), red * rng.uniform(0.1, 0.6)])
+    picture = np.ones((size, size, 3), np.float32) * colour
     picture *= 1.0 + rng.uniform(0.05, 0.5) * smooth_field(size, rng, int(rng.choice([3, 6, 12, 40])))[..., None]
     for _ in range(int(rng.integers(0, 9))):
         place = rng.uniform(0, size, 2)
-        colour = tuple(float(c) for c in _colour(rng))
-        cv2.circle(picture, _point(place), int(rng.integers(2, size // 5)), colour, -1, cv2.LINE_AA)
+        spot = tuple(float(c) for c in _colour(rng))
+        cv2.circle(picture, _point(place), int(rng.integers(2, size // 5)), spot, -1, cv2.LINE_AA)
     return _in_circle(_finished(picture, rng), size, rng)
 
 
@@ -163,7 +163,7 @@ def scrambled(size, rng, scenes, retina):
     """Tiles of a fundus view in random order: its colours and textures without its anatomy."""
     tiles = int(rng.integers(5, 12))
     side = size // tiles
-    blocks = [retina[y * side:(y + 1) * side, x * side:(x + 1) * side] for y in range(tiles) for x in range(tiles)]
+    blocks = [retina[y * side : (y + 1) * side, x * side : (x + 1) * side] for y in range(tiles) for x in range(tiles)]
     order = rng.permutation(len(blocks))
-    rows = [np.concatenate([blocks[i] for i in order[r * tiles:(r + 1) * tiles]], axis=1) for r in range(tiles)]
+    rows = [np.concatenate([blocks[i] for i in order[r * tiles : (r + 1) * tiles]], axis=1) for r in range(tiles)]
     return cv2.resize(np.concatenate(rows, axis=0), (size, size), interpolation=cv2.INTER_AREA)

@@ -44,9 +44,7 @@ class AcquisitionNetwork(nn.Module):
         super().__init__()
         # One overlapping 6 x 6 step to a quarter of the size keeps the fine detail that blur takes away, at a third of
         # the cost of two 3 x 3 steps.
-        self.fine = nn.Sequential(
-            nn.Conv2d(6, 32, 6, 4, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), _unit(32, 32), nn.ReLU()
-        )
+        self.fine = nn.Sequential(nn.Conv2d(6, 32, 6, 4, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(), _unit(32, 32), nn.ReLU())
         self.middle = nn.Sequential(_unit(32, 48, stride=2), nn.ReLU(), Residual(48))
         self.coarse = nn.Sequential(
             _unit(48, WIDTH, stride=2), nn.ReLU(), Residual(WIDTH), Residual(WIDTH, dilation=2), Residual(WIDTH, dilation=3)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from views import LEFT, RIGHT, Photograph
 
 FOLDER = "idrid_1072"
@@ -44,15 +43,14 @@ def _photograph(folder, row):
     frame = cv2.cvtColor(cv2.imread(str(folder / row["file"])), cv2.COLOR_BGR2RGB)
     center, radius = round_field(frame)
     landmarks = {
-        name: (np.array([float(row[f"{name}_x"]), float(row[f"{name}_y"])]) - center) / radius
-        for name in ("disc", "fovea")
+        name: (np.array([float(row[f"{name}_x"]), float(row[f"{name}_y"])]) - center) / radius for name in ("disc", "fovea")
     }
     # Views are rendered by bilinear sampling; a source of about twice their resolution keeps that free of aliasing.
     frame = cv2.resize(frame, None, fx=SOURCE_SCALE, fy=SOURCE_SCALE, interpolation=cv2.INTER_AREA)
     center, radius = center * SOURCE_SCALE, radius * SOURCE_SCALE
     # Only what the circle needs is kept in memory.
     left = max(0, int(center[0] - radius) - 2)
-    frame = np.ascontiguousarray(frame[:, left:int(center[0] + radius) + 3])
+    frame = np.ascontiguousarray(frame[:, left : int(center[0] + radius) + 3])
     eye = {"left": LEFT, "right": RIGHT}[row["eye"]]
     center = (center[0] - left, center[1])
     return Photograph(Path(row["file"]).name, frame, center, radius, landmarks["disc"], landmarks["fovea"], eye)

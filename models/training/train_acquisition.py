@@ -18,13 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional as F
-
 from augment import SIZE, sample
 from evaluate_acquisition import evaluated
 from export_acquisition import calibrated, export
 from network import GRID, AcquisitionNetwork
 from photographs import is_held_out, read_photographs, read_scenes
+from torch.nn import functional as F
 from views import LEFT, LEFT_INVERTED, RIGHT, RIGHT_INVERTED, SIDEWAYS, UNSEEN
 
 SEED = 20261122
@@ -180,9 +179,7 @@ def main():
         network.load_state_dict(torch.load(options.weights, weights_only=True))
         network, steps = network.eval(), None
     else:
-        network, steps = trained(
-            fitting, scenes, options.steps, options.minutes, options.checkpoint, options.workers
-        )
+        network, steps = trained(fitting, scenes, options.steps, options.minutes, options.checkpoint, options.workers)
     seconds = round(time.monotonic() - started)
     calibration = calibrated(network, held_out, scenes)
     export(network, calibration, options.output)

@@ -222,8 +222,6 @@ def _with_notch(inside, x, y, rng):
     reach = rng.uniform(0.03, 0.08)
     along = x * np.cos(angle) + y * np.sin(angle) - 1.0
     across = y * np.cos(angle) - x * np.sin(angle)
-    if rng.random() < 0.5:
-        shape = reach - np.maximum(np.abs(along), np.abs(across))
-    else:
-        shape = reach - np.hypot(along, across)
+    square = rng.random() < 0.5
+    shape = reach - (np.maximum(np.abs(along), np.abs(across)) if square else np.hypot(along, across))
     return np.maximum(inside, shape) if rng.random() < 0.7 else np.minimum(inside, -shape)
