@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -42,6 +43,8 @@ def main() -> None:
     """Entry point: errors of the package become one message on standard error and exit status 2."""
     from fundus_rt.models.errors import FundusRtError, ParityError, ReceiptError
 
+    # Every picture's fault has its own row; Pillow's warnings about damaged tags would only stand between the rows.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         cli(prog_name="fundus-rt")
     except FundusRtError as error:

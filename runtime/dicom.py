@@ -1,12 +1,13 @@
 """Read a fundus photograph and its eye from a DICOM file, through pydicom (an extra: ``pip install 'fundus-rt[dicom]'``).
 
-Colour: pydicom (3 and later) turns YBR_FULL and YBR_FULL_422 into RGB; palettes are looked up and MONOCHROME1 is inverted here.
+Colour: pydicom (3 and later) turns YBR_FULL and YBR_FULL_422 into RGB (a compressed picture's values differ by up to 3 from
+those of the same JPEG outside of DICOM); palettes are looked up and MONOCHROME1 is inverted here.
 More than 8 stored bits become 8 by their high bits, as `fundus_rt.runtime.decode` does with 16-bit PNG. Windows (VOI LUT) and
 embedded ICC profiles are not applied: a network has seen photographs as cameras export them to JPEG.
 
 The eye is read from Image Laterality (0020,0062), Frame Laterality (0020,9072), the series' Laterality (0020,0060) and the
-modifiers of the Anatomic Region (0008,2218). They may all be missing, "B" (both eyes), or, because somebody typed them, contradict
-one another; then no eye is chosen.
+modifiers of the Anatomic Region (0008,2218). They may all be missing, "B" (both eyes), or, because somebody typed them,
+contradict one another; then no eye is chosen.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ _CUT_TOLERANCE = 0.01
 """A circle may pass a side of the frame by this share of its radius and still count as whole: the error of the fit."""
 _TRIPLES = 160
 """Circles that are tried for a consensus. With a third of the outline off the circle, 47 of them are through good points."""
+_CLEAR_STEP = 0.1
+"""A rim whose median step is this share of the field's brightness is beyond doubt; below, other thresholds are tried, too:
+the blocks of strong JPEG compression make a fainter rim of their own."""
 _ANGLES = 180
 """Directions in which the rim is looked for."""
 _REACH = 0.12
@@ -282,23 +285,27 @@ def _circles_through(triples: NDArray[np.float64]) -> tuple[NDArray[np.float64],
 
 def _refined(circle: _Circle, distance: _Image, noise: float) -> _Circle | None:
     """The circle through the steepest falls of `distance` along radii near a candidate, judged; None when not confirmed."""
-    angles, edges, strong, outside = _rim(circle, distance, noise)
+    angles, edges, _, strong, _ = _rim(circle, distance, noise)
     if np.count_nonzero(strong) < 0.06 * _ANGLES:
         return None
     circle = _fit(circle, angles[strong], edges[strong])
-    angles, edges, strong, outside = _rim(circle, distance, noise)
+    _, edges, falls, strong, outside = _rim(circle, distance, noise)
     confirmed = strong & (np.abs(edges) < np.maximum(0.02, 1.0 / circle.radius))
     visible = np.isfinite(outside)
     contradicted = visible & ~confirmed & (outside > 2 * noise)
-    seen = int(confirmed.sum())
-    gaps = np.diff(np.flatnonzero(np.concatenate([confirmed, confirmed])), prepend=0)
-    if seen < 0.08 * _ANGLES or seen < 1.5 * contradicted.sum() or gaps[1:].max() > 0.75 * _ANGLES:
+    seen, unlike, all_visible = (int(np.count_nonzero(which)) for which in (confirmed, contradicted, visible))
+    if seen < 0.08 * _ANGLES or seen < 1.5 * unlike:
         return None
-    share = seen / max(1, int(visible.sum()))
+    share = min(1.0, seen / max(1, all_visible))
+    gap = float(np.diff(np.flatnonzero(np.concatenate([confirmed, confirmed]))).max()) / _ANGLES
+    if gap > 0.85 or (gap > 0.75 and share < 0.8):  # too short an arc to be sure of a circle
+        return None
     if share < 0.6 and (noise > 10 or _purity(circle, distance, noise) < 0.9):
         return None
-    score = (seen - float(contradicted.sum())) / max(1, int(visible.sum()))
-    return _Circle(circle.x, circle.y, circle.radius, score, min(1.0, share))
+    bright = float(np.sort(distance[::8, ::8], axis=None)[-(distance[::8, ::8].size // 8) - 1])
+    clear = min(1.0, float(np.median(falls[confirmed])) / (_CLEAR_STEP * max(1.0, bright)))
+    score = clear * (share - unlike / max(1, all_visible))
+    return _Circle(circle.x, circle.y, circle.radius, score, share)
 
 
 def _purity(circle: _Circle, distance: _Image, noise: float) -> float:
@@ -308,13 +315,13 @@ def _purity(circle: _Circle, distance: _Image, noise: float) -> float:
     return float(np.count_nonzero(outside <= 2 * noise) / max(1, outside.size))
 
 
-def _rim(circle: _Circle, distance: _Image, noise: float) -> tuple[_Floats, _Floats, NDArray[np.bool_], _Floats]:
+def _rim(circle: _Circle, distance: _Image, noise: float) -> tuple[_Floats, _Floats, _Floats, NDArray[np.bool_], _Floats]:
     """Where the field ends along each radius.
 
     Returns:
-        Four arrays [_ANGLES]: the angles; the place of the steepest fall, as a share of the radius from the circle; whether
-        it is a sharp step from field to surround; the distance from the surround's colour just outside the circle, NaN
-        where that is outside the frame.
+        Five arrays [_ANGLES]: the angles; the place of the steepest fall, as a share of the radius from the circle; the fall,
+        grey levels; whether it is a sharp step from field to surround; the distance from the surround's colour just outside
+        the circle, NaN where that is outside the frame.
     """
     angles = np.linspace(0, 2 * np.pi, _ANGLES, endpoint=False, dtype=np.float32)
     shares = np.linspace(-_REACH, _REACH, _STEPS, dtype=np.float32)
@@ -341,7 +348,7 @@ def _rim(circle: _Circle, distance: _Image, noise: float) -> tuple[_Floats, _Flo
     ends = samples[:, :6].mean(axis=1) - np.nan_to_num(samples[:, -6:].mean(axis=1))
     strong = (fall > max(3.0, 0.75 * noise)) & (fall > 0.3 * ends) & (best > 0) & (best < falls.shape[1] - 1)
     outside = samples[:, _STEPS // 2 + 6 : _STEPS // 2 + 10].mean(axis=1)
-    return angles, edges.astype(np.float32), strong, outside
+    return angles, edges.astype(np.float32), fall, strong, outside
 
 
 def _fit(circle: _Circle, angles: _Floats, edges: _Floats) -> _Circle:

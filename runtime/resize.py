@@ -43,7 +43,7 @@ OPENCV_FILTERS = {
 PILLOW_NEAREST = ("pillow-nearest", "keras-nearest")
 """Keras' `load_img(target_size=...)` is Pillow's nearest neighbour unless told otherwise."""
 
-_ROWS = 256
+_ROWS = 512
 """Rows that are widened to four bytes a pixel at a time: bounds the memory beside the frame."""
 
 
@@ -106,30 +106,25 @@ def _pillow(image: Pixels, box: Box, size: tuple[int, int], filter_: Image.Resam
     left, top, right, bottom = box
     height, width = size
     rows = image[max(top, 0) : bottom, max(left, 0) : right]
-    first = max(-top, 0)
-    narrow = np.zeros((bottom - top, width, 4), np.uint8)  # a black row stays black in the pass over rows
+    before = max(-left, 0)
     wide = np.zeros((min(_ROWS, rows.shape[0]), right - left, 4), np.uint8)
-    columns = slice(max(-left, 0), max(-left, 0) + rows.shape[1])
+    narrow = Image.new("RGBX", (width, bottom - top))  # a black row stays black in the pass over rows
     for start in range(0, rows.shape[0], _ROWS):
         some = rows[start : start + _ROWS]
-        count = some.shape[0]
-        wide[:count, columns] = cv2.cvtColor(some, cv2.COLOR_BGR2BGRA)
-        narrow[first + start : first + start + count] = _pillow_in_place(wide[:count], (width, count), filter_)
-    reduced = _pillow_in_place(narrow, (width, height), filter_)
+        part = wide[: some.shape[0]]
+        cv2.cvtColor(some, cv2.COLOR_BGR2BGRA, dst=part[:, before : before + some.shape[1]])
+        picture = Image.frombuffer("RGBX", (part.shape[1], part.shape[0]), part, "raw", "RGBX", 0, 1)  # no copy
+        narrow.paste(picture.resize((width, part.shape[0]), filter_), (0, max(-top, 0) + start))
+    reduced = np.asarray(narrow.resize((width, height), filter_))
     return np.asarray(cv2.cvtColor(reduced, cv2.COLOR_BGRA2BGR), np.uint8)
-
-
-def _pillow_in_place(pixels: Pixels, size: tuple[int, int], filter_: Image.Resampling) -> Pixels:
-    """Pillow's resize of uint8 [H, W, 4] to (width, height). The fourth channel takes part and means nothing."""
-    shape = (pixels.shape[1], pixels.shape[0])
-    return np.asarray(Image.frombuffer("RGBX", shape, pixels, "raw", "RGBX", 0, 1).resize(size, filter_))
 
 
 @functools.lru_cache(maxsize=64)
 def _pillow_places(length: int, wanted: int) -> NDArray[np.int32]:
     """Which pixel Pillow's nearest neighbour takes: its own answer for a line of counting numbers."""
     line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    return np.asarray(line.resize((wanted, 1), Image.Resampling.NEAREST), np.int32)[0]
+    places: NDArray[np.int32] = np.asarray(line.resize((wanted, 1), Image.Resampling.NEAREST), np.int32)[0]
+    return places
 
 
 def _tf_bilinear(image: Pixels, height: int, width: int) -> NDArray[np.float32]:

@@ -138,7 +138,7 @@ def keras_network(family: str, size: int, units: int, activation: str, seed: int
     head = keras.layers.Dropout(0.2)(base.output)
     head = keras.layers.Dense(units, activation=activation)(head)
     network = keras.Model(base.input, head)
-    pictures = photographs(size, 4, seed + 1).astype(np.float32)
+    pictures = photographs(size, 8, seed + 1).astype(np.float32)[..., ::-1]
     enliven(network, keras, pictures if family.startswith("efficientnet") else pictures / 127.5 - 1.0, seed)
     return network
 
@@ -147,27 +147,44 @@ def enliven(network: Any, keras: Any, pictures: np.ndarray, seed: int) -> None:
     """Draw weights, and set every BatchNorm to the statistics that it really meets, moved a little at random.
 
     One forward pass in training mode with momentum 0 gives each BatchNorm the statistics of its input under the layers
-    before it; so no activation dies or explodes, however deep the network is.
+    before it; so no activation dies or explodes, however deep the network is. Branches that are added to a shortcut get a
+    small factor, without which a deep random network is chaotic: rounding errors of 1e-7 grow to the size of the answer.
     """
     random = np.random.default_rng(seed)
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-            gamma, beta = layer.get_weights()[:2]
-            layer.set_weights(
-                [random.uniform(0.7, 1.3, gamma.shape), random.normal(0, 0.3, beta.shape), *layer.get_weights()[2:]]
-            )
-    network(pictures, training=True)
+    dropouts = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    rates = [layer.rate for layer in dropouts]
+    for layer in dropouts:
+        layer.rate = 0.0
+    for layer in norms:
+        layer.momentum = 0.0
+        gamma, beta, mean, variance = weights_of_norm(layer)
+        branch = 0.3 if layer.name.endswith(("project_bn", "_3_bn")) else 1.0
+        set_norm(layer, random.uniform(0.7, 1.3, gamma.shape) * branch, random.normal(0, 0.3, beta.shape), mean, variance)
+    network(pictures[:5], training=True)
+    for layer, rate in zip(dropouts, rates, strict=True):
+        layer.rate = rate
     for layer in norms:
         layer.momentum = 0.99
-        gamma, beta, mean, variance = layer.get_weights()
-        layer.set_weights([gamma, beta, mean, variance * random.uniform(0.8, 1.25, variance.shape)])
+        gamma, beta, mean, variance = weights_of_norm(layer)
+        variance = np.maximum(variance, 0.3 * np.median(variance)) * random.uniform(0.8, 1.25, variance.shape)
+        set_norm(layer, gamma, beta, mean, variance)
     head = next(layer for layer in reversed(network.layers) if isinstance(layer, keras.layers.Dense))
-    features = keras.Model(network.input, head.input)(pictures).numpy()
+    features = keras.Model(network.input, head.input).predict(pictures, batch_size=2, verbose=0)
     kernel = random.normal(0, 1, head.kernel.shape)
     kernel /= np.std(features @ kernel, axis=0)  # logits of the pictures drawn here get a deviation of 1
     head.set_weights([kernel, -np.mean(features @ kernel, axis=0)])
+
+
+def weights_of_norm(layer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gamma (ones where the layer has none), beta, mean and variance of a BatchNorm."""
+    weights = layer.get_weights()
+    return (weights[0] if layer.scale else np.ones_like(weights[0]), *weights[-3:])
+
+
+def set_norm(layer: Any, gamma: np.ndarray, *others: np.ndarray) -> None:
+    """Counterpart of `weights_of_norm`."""
+    layer.set_weights([gamma, *others] if layer.scale else list(others))
 
 
 def save_keras(path: Path, network: Any, compiled: bool = True) -> Path:

@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
-from tests.photographs import drawn_fundus
 
 from fundus_rt.models.errors import DecodeError
 from fundus_rt.runtime import decode as module
 from fundus_rt.runtime.decode import decode, opencv_decodes_as_pillow, upright
+from tests.photographs import drawn_fundus
 
 FRAME = drawn_fundus(301, 233, (148.0, 117.0), 104.0)
 PICTURE = Image.fromarray(np.ascontiguousarray(FRAME[..., ::-1]))

@@ -46,7 +46,9 @@ def test_known_circle_within_a_hundredth_of_its_radius(name: str) -> None:
         ((700, 600), (350.0, 300.0), 390.0, ("top", "bottom", "left", "right")),
     ],
 )
-def test_sides_that_cut_the_field(size: tuple[int, int], center: tuple[float, float], radius: float, cut: tuple[str, ...]) -> None:
+def test_sides_that_cut_the_field(
+    size: tuple[int, int], center: tuple[float, float], radius: float, cut: tuple[str, ...]
+) -> None:
     view = find_field_of_view(drawn_fundus(*size, center, radius))
     assert view.cut == cut and view.found and view.confidence > 0.9
 

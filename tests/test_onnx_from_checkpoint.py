@@ -143,21 +143,21 @@ def test_a_keras_network_becomes_a_file_that_answers_as_keras_does(
     expected = network.predict(reference_tensor(pictures, card.preprocessing), verbose=0)
     report = convert(source, card, tmp_path / "sex.onnx")
     answered = open_shipped(tmp_path / "sex.onnx")(pictures)
-    np.testing.assert_allclose(answered["sex"], expected, atol=1e-4)
+    np.testing.assert_allclose(answered["sex"], expected, atol=1e-3)
     assert np.ptp(expected, axis=0).max() > 0.01, "the test's network answers the same for different pictures"
     assert report.card.outputs[0].activation == resolved
     assert report.card.outputs[0].columns == units
 
 
 def test_a_softmax_is_not_applied_twice(tmp_path: Path, mobilenet: Path) -> None:
-    with pytest.raises(UnsupportedCheckpointError, match="already ends with sigmoid.*sigmoid on top"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"already ends with sigmoid.*sigmoid on top"):
         convert(mobilenet, sized("joir-sex-mobilenet", 64, activation="sigmoid"), tmp_path / "x.onnx")
 
 
 def test_a_number_of_outputs_that_the_card_does_not_have_is_refused(tmp_path: Path, swin: Path, mobilenet: Path) -> None:
     grades = ("none", "mild", "moderate", "severe", "proliferative")
     card = sized("joir-sex-mobilenet", 64, task="multiclass", labels=grades)
-    with pytest.raises(UnsupportedCheckpointError, match="gives 1 number per picture.*needs 5 for the labels none, mild"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"gives 1 number per picture.*needs 5 for the labels none, mild"):
         convert(mobilenet, card, tmp_path / "x.onnx")
     two = make.save_torch(tmp_path / "two.pth", make.swin_new_layout(make.swin_network(2)))
     with pytest.raises(UnsupportedCheckpointError, match="gives 2 numbers per picture, but output 'age'"):

@@ -61,7 +61,8 @@ def test_pillow_filters_differ_in_no_value(name: str, box: tuple[int, int, int, 
 def test_pillow_in_one_call(name: str) -> None:
     """Squares are reduced by Pillow of every version in the same order; other shapes are by Pillow before 13."""
     image = drawn_fundus(1100, 1100, (540.0, 560.0), 520.0)
-    np.testing.assert_array_equal(resize(image, (384, 384), name), np.asarray(Image.fromarray(image).resize((384, 384), PILLOW[name])))
+    expected = np.asarray(Image.fromarray(image).resize((384, 384), PILLOW[name]))
+    np.testing.assert_array_equal(resize(image, (384, 384), name), expected)
     if int(PIL.__version__.split(".")[0]) < 13:
         tall = noise(470, 300)
         expected = np.asarray(Image.fromarray(tall).resize((200, 96), PILLOW[name]))

@@ -219,7 +219,7 @@ def test_a_tensor_that_already_has_the_outputs_name_gives_way() -> None:
 def test_an_answer_with_four_dimensions_is_refused_with_the_reason() -> None:
     model, _ = convolution_network([1, 1, 1, 1])
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("map", TensorProto.FLOAT, ["N", 1, 8, 8]))
-    with pytest.raises(UnsupportedCheckpointError, match="4 dimensions.*pooling"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"4 dimensions.*pooling"):
         ship(model, card_for())
 
 

@@ -19,6 +19,10 @@ SIZE = 224
 # Views are rendered, degraded and compressed at one of these sizes before the reduction to SIZE.
 WORKING_SIZES = (300, 336, 376)
 
+# For the quality network: larger, for fine blur; and the least radius of a view, in units of the photograph's.
+QUALITY_SIZES = (360, 424)
+NARROWEST_QUALITY_VIEW = 0.7
+
 CLEAN, DEGRADED, HARSH, NEGATIVE = range(4)
 SHARES = (0.42, 0.34, 0.13, 0.11)
 
@@ -76,6 +80,34 @@ def sample(photographs, scenes, rng, kind=None):
         clean={CLEAN: 1, DEGRADED: 0, HARSH: -1 if readable else 0}[kind],
         fundus=1,
     )
+
+
+def quality_pair(photographs, rng):
+    """Return (clean, degraded): the same view in the same look, uint8 [SIZE, SIZE, 3] BGR each.
+
+    Pairs leave nothing but the degradation to be learned. Here the look comes first, as where a finished photograph is
+    degraded, and narrow views, which are soft in themselves, are left out.
+    """
+    photograph = photographs[int(rng.integers(len(photographs)))]
+    view = random_view(photograph, rng)
+    while abs(np.linalg.det(view.matrix)) < NARROWEST_QUALITY_VIEW**2:
+        view = random_view(photograph, rng)
+    size = int(rng.choice(QUALITY_SIZES))
+    mask = random_aperture(view, size, rng)
+    levels = rendered(photograph, view, size).astype(np.float32) / np.float32(255.0)
+    if rng.random() < 0.3:
+        levels = random_marks(levels, mask, [], rng)
+    hard = (mask > 0.0).astype(np.float32)
+    levels = random_look(levels, mask, rng, strength=rng.uniform(0.2, 0.8)) * hard[..., None]
+    mixture = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+    frames = [levels, degrade(levels, hard, mixture, rng)]
+    small = [cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for frame in frames]
+    mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    seed = int(rng.integers(2**31))
+    framed = [_framed(frame, mask, np.random.default_rng(seed)) for frame in small]
+    quiet = rng.random() < 0.7
+    noise = 0.0 if quiet else np.float32(rng.uniform(0.002, 0.01)) * rng.standard_normal(small[0].shape, np.float32)
+    return [((np.clip(frame + noise, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8))[..., ::-1] for frame in framed]
 
 
 def _placed(point, view, aperture):

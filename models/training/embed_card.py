@@ -1,6 +1,6 @@
 """Put the card of the bundled model into its file: the last step after training, and after every change of the card.
 
-    python models/training/embed_card.py
+python models/training/embed_card.py
 """
 
 import os
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
+
 from fundus_rt.models.card import CARD_KEY
 from fundus_rt.models.registry import bundled_file, load_card
 

@@ -25,6 +25,22 @@ def _unit(inputs, outputs, stride=1, dilation=1):
     )
 
 
+def normalised(levels):
+    """Return six planes: the levels around their middle, and the levels in units of their spread inside the field.
+
+    levels: float32 [N, 3, 224, 224], 0..255. Mean and spread are those of the picture reduced by four: cheaper, and deaf
+    to noise.
+    """
+    small = F.avg_pool2d(levels, 4)
+    inside = (small.amax(dim=1, keepdim=True) > SURROUND_LEVEL).to(levels.dtype)
+    share = inside.mean(dim=(2, 3), keepdim=True) + 1e-3
+    mean = (small * inside).mean(dim=(2, 3), keepdim=True) / share
+    away = (small - mean) * inside
+    spread = ((away * away).mean(dim=(2, 3), keepdim=True) / share + 4.0).sqrt()
+    relative = ((levels - mean) * (0.5 / spread)).clamp(-2.0, 2.0)
+    return torch.cat([levels * (1.0 / 127.5) - 1.0, relative], dim=1)
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions around a shortcut."""
 
@@ -38,7 +54,7 @@ class Residual(nn.Module):
 
 
 class AcquisitionNetwork(nn.Module):
-    """frames float32 [N, 3, 224, 224], BGR levels 0..255 -> dict of logits and maps; see `forward`."""
+    """Six planes of `normalised`, float32 [N, 6, 224, 224] -> dict of logits and maps; see `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -58,26 +74,12 @@ class AcquisitionNetwork(nn.Module):
         y, x = torch.meshgrid(line, line, indexing="ij")
         self.register_buffer("grid", torch.stack([x, y], dim=2).reshape(GRID * GRID, 2))
 
-    def normalised(self, levels):
-        """Return six planes: the levels around their middle, and the levels in units of their spread inside the field.
-
-        Mean and spread are those of the picture reduced by four: cheaper, and deaf to noise.
-        """
-        small = F.avg_pool2d(levels, 4)
-        inside = (small.amax(dim=1, keepdim=True) > SURROUND_LEVEL).to(levels.dtype)
-        share = inside.mean(dim=(2, 3), keepdim=True) + 1e-3
-        mean = (small * inside).mean(dim=(2, 3), keepdim=True) / share
-        away = (small - mean) * inside
-        spread = ((away * away).mean(dim=(2, 3), keepdim=True) / share + 4.0).sqrt()
-        relative = ((levels - mean) * (0.5 / spread)).clamp(-2.0, 2.0)
-        return torch.cat([levels * (1.0 / 127.5) - 1.0, relative], dim=1)
-
-    def forward(self, levels):
+    def forward(self, planes):
         """Return eye logits [N, 6], clean logit [N, 1], fundus logit [N, 1], place logits [N, 2, GRID^2 + 1].
 
         The last place logit stands for "not in the picture".
         """
-        fine = self.fine(self.normalised(levels))
+        fine = self.fine(planes)
         middle = self.middle(fine)
         coarse = self.coarse(middle)
         mean = coarse.mean(dim=(2, 3))
@@ -100,3 +102,30 @@ class AcquisitionNetwork(nn.Module):
             "position": position,
             "present": present,
         }
+
+
+class QualityNetwork(nn.Module):
+    """Six planes of `normalised`, float32 [N, 6, 224, 224] -> logit [N, 1] of being undegraded.
+
+    Blur and small spots live in detail that the other network soon gives up, so this one keeps a finer grid. They are
+    told by how much of what there is: mean, spread and maximum of the features of three scales.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(6, 16, 5, 2, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU()),
+                nn.Sequential(_unit(16, 24, stride=2), nn.ReLU(), _unit(24, 32), nn.ReLU()),
+                nn.Sequential(_unit(32, 48, stride=2), nn.ReLU(), _unit(48, 48), nn.ReLU()),
+            ]
+        )
+        self.head = nn.Sequential(nn.Linear(3 * (16 + 32 + 48), 48), nn.ReLU(), nn.Dropout(0.1), nn.Linear(48, 1))
+
+    def forward(self, planes):
+        statistics = []
+        for scale in self.scales:
+            planes = scale(planes)
+            spread = planes.square().mean(dim=(2, 3)).add(1e-4).sqrt()
+            statistics += [planes.mean(dim=(2, 3)), spread, planes.amax(dim=(2, 3))]
+        return self.head(torch.cat(statistics, dim=1))

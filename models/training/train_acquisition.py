@@ -4,7 +4,10 @@
 
 DIR holds manifest.csv and idrid_1072/ (413 photographs of one Kowa camera). Training starts from random weights. Every
 sixth block of ten photographs is kept for calibration and validation; no photograph of another camera is looked at
-before the weights, the temperature and the threshold are fixed. The figures go to acquisition_results.json.
+before the weights, the temperature and the thresholds are fixed. The figures go to acquisition_results.json.
+
+Needs fundus-rt installed with its extras `cpu` and `convert`, and scipy. With scikit-learn and scikit-image installed, the
+photographs these packages bring along serve as pictures of other things.
 """
 
 import argparse
@@ -21,9 +24,10 @@ import torch
 from augment import SIZE, sample
 from evaluate_acquisition import evaluated
 from export_acquisition import calibrated, export
-from network import GRID, AcquisitionNetwork
+from network import GRID, AcquisitionNetwork, QualityNetwork, normalised
 from photographs import is_held_out, read_photographs, read_scenes
 from torch.nn import functional as F
+from train_quality import averaged, trained_quality
 from views import LEFT, LEFT_INVERTED, RIGHT, RIGHT_INVERTED, SIDEWAYS, UNSEEN
 
 SEED = 20261122
@@ -106,17 +110,6 @@ def losses(output, eye, clean, fundus, places):
     }
 
 
-@torch.no_grad()
-def averaged(average, network, step):
-    """Move the averaged weights and statistics towards the network's, faster in the first steps."""
-    share = 1.0 - min(AVERAGING, (1.0 + step) / (10.0 + step))
-    for kept, current in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if kept.dtype.is_floating_point:
-            kept.lerp_(current, share)
-        else:
-            kept.copy_(current)
-
-
 def trained(photographs, scenes, steps, minutes, checkpoint, workers):
     """Return (network with averaged weights, batches learned from).
 
@@ -136,36 +129,59 @@ def trained(photographs, scenes, steps, minutes, checkpoint, workers):
             break
         for group in optimizer.param_groups:
             group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * progress))
-        output = network(frames.float().contiguous(memory_format=torch.channels_last))
+        output = network(normalised(frames.float().contiguous(memory_format=torch.channels_last)))
         parts = losses(output, *targets)
         loss = sum(parts.values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
-        averaged(average, network, step)
+        averaged(average, network, step, AVERAGING)
         for name, value in parts.items():
             running[name] = 0.97 * running.get(name, value.item()) + 0.03 * value.item()
         if step % 50 == 49:
             report = " ".join(f"{name} {value:.3f}" for name, value in running.items())
             print(f"step {step + 1}/{steps} {time.monotonic() - started:.0f} s {report}", flush=True)
         if checkpoint and step % 100 == 99:
-            torch.save(average.state_dict(), checkpoint)
+            torch.save({"network": average.state_dict()}, checkpoint)
     return average.eval(), step
 
 
-def main():
+def fitted(options, photographs, scenes):
+    """Return what training gives: both networks' weights, and what it took. Saved to options.checkpoint if that is set."""
+    started = time.monotonic()
+    network, steps = trained(photographs, scenes, options.steps, options.minutes, options.checkpoint, options.workers)
+    quality, quality_steps = trained_quality(photographs, SEED, options.quality_steps, options.quality_minutes, options.workers)
+    result = {
+        "network": network.state_dict(),
+        "quality": quality.state_dict(),
+        "batches": steps,
+        "quality_batches": quality_steps,
+        "seconds": round(time.monotonic() - started),
+    }
+    if options.checkpoint:
+        torch.save(result, options.checkpoint)
+    return result
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True, help="folder with manifest.csv and idrid_1072/")
     parser.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("acquisition_results.json"))
     parser.add_argument("--steps", type=int, default=4000, help=f"batches of {BATCH} (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=60.0, help="end earlier on a busy machine (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=45.0, help="end earlier on a busy machine (default: %(default)s)")
+    parser.add_argument("--quality-steps", type=int, default=1500, help="batches of pairs (default: %(default)s)")
+    parser.add_argument("--quality-minutes", type=float, default=12.0, help="likewise (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw samples (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the training process (default: %(default)s)")
-    parser.add_argument("--checkpoint", type=Path, help="where to save the averaged weights every 100 batches")
-    parser.add_argument("--weights", type=Path, help="a saved checkpoint: export and evaluate it, train nothing")
-    options = parser.parse_args()
+    parser.add_argument("--checkpoint", type=Path, help="where to save the weights, also every 100 batches")
+    parser.add_argument("--weights", type=Path, help="a finished checkpoint: export and evaluate it, train nothing")
+    return parser.parse_args()
+
+
+def main():
+    options = parsed()
     torch.manual_seed(SEED)
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)
@@ -173,22 +189,15 @@ def main():
     fitting = [p for p in photographs if not is_held_out(p.name)]
     held_out = [p for p in photographs if is_held_out(p.name)]
     print(f"{len(fitting)} photographs to train on, {len(held_out)} held out, {len(scenes)} scenes", flush=True)
-    started = time.monotonic()
-    if options.weights:
-        network = AcquisitionNetwork()
-        network.load_state_dict(torch.load(options.weights, weights_only=True))
-        network, steps = network.eval(), None
-    else:
-        network, steps = trained(fitting, scenes, options.steps, options.minutes, options.checkpoint, options.workers)
-    seconds = round(time.monotonic() - started)
-    calibration = calibrated(network, held_out, scenes)
-    export(network, calibration, options.output)
+    state = torch.load(options.weights, weights_only=True) if options.weights else fitted(options, fitting, scenes)
+    network, quality = AcquisitionNetwork().eval(), QualityNetwork().eval()
+    network.load_state_dict(state["network"])
+    quality.load_state_dict(state["quality"])
+    calibration = calibrated(network, quality, held_out, scenes)
+    export(network, quality, calibration, options.output)
+    training = {"seed": SEED, "batch": BATCH, "photographs": len(fitting), "held_out": len(held_out), "scenes": len(scenes)}
     results = {
-        "seed": SEED,
-        "steps": steps,
-        "batch": BATCH,
-        "training_seconds": None if options.weights else seconds,
-        "photographs": {"training": len(fitting), "held_out": len(held_out), "scenes": len(scenes)},
+        "training": training | {name: state[name] for name in ("batches", "quality_batches", "seconds")},
         "input_size": SIZE,
         "calibration": calibration,
         **evaluated(options.output, options.photographs, held_out, calibration),
