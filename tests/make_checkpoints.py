@@ -138,7 +138,7 @@ def keras_network(family: str, size: int, units: int, activation: str, seed: int
     head = keras.layers.Dropout(0.2)(base.output)
     head = keras.layers.Dense(units, activation=activation)(head)
     network = keras.Model(base.input, head)
-    pictures = photographs(size, 8, seed + 1).astype(np.float32)[..., ::-1]
+    pictures = photographs(size, 12, seed + 1).astype(np.float32)[..., ::-1]
     enliven(network, keras, pictures if family.startswith("efficientnet") else pictures / 127.5 - 1.0, seed)
     return network
 
@@ -161,13 +161,13 @@ def enliven(network: Any, keras: Any, pictures: np.ndarray, seed: int) -> None:
         gamma, beta, mean, variance = weights_of_norm(layer)
         branch = 0.3 if layer.name.endswith(("project_bn", "_3_bn")) else 1.0
         set_norm(layer, random.uniform(0.7, 1.3, gamma.shape) * branch, random.normal(0, 0.3, beta.shape), mean, variance)
-    network(pictures[:5], training=True)
+    network(pictures, training=True)
     for layer, rate in zip(dropouts, rates, strict=True):
         layer.rate = rate
     for layer in norms:
         layer.momentum = 0.99
         gamma, beta, mean, variance = weights_of_norm(layer)
-        variance = np.maximum(variance, 0.3 * np.median(variance)) * random.uniform(0.8, 1.25, variance.shape)
+        variance = np.maximum(variance, np.mean(variance)) * random.uniform(0.8, 1.25, variance.shape)
         set_norm(layer, gamma, beta, mean, variance)
     head = next(layer for layer in reversed(network.layers) if isinstance(layer, keras.layers.Dense))
     features = keras.Model(network.input, head.input).predict(pictures, batch_size=2, verbose=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -57,6 +58,13 @@ def swin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def converted(swin: Path) -> tuple[Path, ConversionReport]:
+    """The small Swin, converted, and the report."""
+    target = swin.with_name("age.onnx")
+    return target, convert(swin, sized("joir-age", 96), target)
+
+
+@pytest.fixture(scope="module")
 def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small MobileNet with one sigmoid."""
     pytest.importorskip("tf_keras")
@@ -92,28 +100,25 @@ def test_a_swin_becomes_a_file_that_answers_as_timm_does(tmp_path: Path, swin: P
     assert "100 % of the network's" in text and "years" in text
 
 
-def test_the_file_carries_its_card_with_what_was_read_and_measured(tmp_path: Path, swin: Path) -> None:
+def test_the_file_carries_its_card_with_what_was_read_and_measured(swin: Path, converted: tuple[Path, ConversionReport]) -> None:
     onnx = pytest.importorskip("onnx")
-    report = convert(swin, sized("joir-age", 96), tmp_path / "age.onnx")
-    model = onnx.load(str(tmp_path / "age.onnx"))
+    target, report = converted
+    model = onnx.load(str(target))
     card = json.loads({entry.key: entry.value for entry in model.metadata_props}[CARD_KEY])
     assert card["outputs"][0]["columns"] == 1 and card["outputs"][0]["activation"] == "none"
     provenance = card["provenance"]
-    import hashlib
-
     assert provenance["checkpoint"]["sha256"] == hashlib.sha256(swin.read_bytes()).hexdigest()
     assert provenance["parity"]["outputs"][0]["largest"] == report.differences[0].largest
     assert {"torch", "timm", "onnx"} <= set(provenance["versions"])
-    assert report.sha256 == hashlib.sha256((tmp_path / "age.onnx").read_bytes()).hexdigest()
+    assert report.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     kinds = {node.op_type for node in model.graph.node}
     assert not kinds & {"Constant", "Identity", "Shape", "If", "Loop", "Mod"}, "shapes are constants but for the batch"
     assert "LayerNormalization" in kinds
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_any_batch_gives_the_same_answers(tmp_path: Path, swin: Path, count: int) -> None:
-    convert(swin, sized("joir-age", 96), tmp_path / "age.onnx")
-    run = open_shipped(tmp_path / "age.onnx")
+def test_any_batch_gives_the_same_answers(converted: tuple[Path, ConversionReport], count: int) -> None:
+    run = open_shipped(converted[0])
     pictures = make.photographs(96, count, seed=4)
     singly = np.concatenate([run(pictures[index : index + 1])["age"] for index in range(count)])
     np.testing.assert_allclose(run(pictures)["age"], singly, atol=1e-4)
@@ -124,7 +129,6 @@ def test_any_batch_gives_the_same_answers(tmp_path: Path, swin: Path, count: int
     [
         ("mobilenet", 1, "sigmoid", "none"),
         ("mobilenet", 1, "linear", "sigmoid"),
-        ("mobilenet", 2, "softmax", "none"),
         ("mobilenet", 2, "linear", "softmax"),
         ("efficientnet-b0", 2, "softmax", "none"),
     ],
@@ -224,9 +228,9 @@ def test_a_network_that_answers_nan_is_refused(tmp_path: Path) -> None:
         convert(make.save_torch(tmp_path / "x.pth", state), sized("joir-age", 96), tmp_path / "x.onnx")
 
 
-def test_a_regression_is_measured_in_years(tmp_path: Path, swin: Path) -> None:
+def test_a_regression_is_measured_in_years(tmp_path: Path, swin: Path, converted: tuple[Path, ConversionReport]) -> None:
     """A standardised target: differences and spread are those of value * 12 + 50."""
-    plain = convert(swin, sized("joir-age", 96), tmp_path / "a.onnx").differences[0]
+    plain = converted[1].differences[0]
     scaled = convert(swin, sized("joir-age", 96, scale=12.0, offset=50.0), tmp_path / "b.onnx").differences[0]
     assert scaled.lowest == pytest.approx(12 * plain.lowest + 50)
     assert scaled.spread == pytest.approx(12 * plain.spread)

@@ -82,9 +82,10 @@ def sample(photographs, scenes, rng, kind=None):
     )
 
 
-def quality_pair(photographs, rng):
+def quality_pair(photographs, rng, blur_share=0.0):
     """Return (clean, degraded): the same view in the same look, uint8 [SIZE, SIZE, 3] BGR each.
 
+    blur_share: chance of blur alone, the hardest to see; otherwise all seven mixtures are drawn evenly.
     Pairs leave nothing but the degradation to be learned. Here the look comes first, as where a finished photograph is
     degraded, and narrow views, which are soft in themselves, are left out.
     """
@@ -99,7 +100,7 @@ def quality_pair(photographs, rng):
         levels = random_marks(levels, mask, [], rng)
     hard = (mask > 0.0).astype(np.float32)
     levels = random_look(levels, mask, rng, strength=rng.uniform(0.2, 0.8)) * hard[..., None]
-    mixture = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+    mixture = ("blur",) if rng.random() < blur_share else COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
     frames = [levels, degrade(levels, hard, mixture, rng)]
     small = [cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA) for frame in frames]
     mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_AREA)

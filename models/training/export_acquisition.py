@@ -20,9 +20,11 @@ CALIBRATION_SAMPLES = 1600
 CALIBRATION_PAIRS = 300
 CALIBRATION_SEED = 77
 
-# The rule for the threshold of `eye`: the smallest of these at which held-out samples are right this often.
+# The rule for the threshold of `eye`: the smallest of these at which decided upright views are right this often, and at
+# most this share of the views turned by more than 30 degrees is decided at all.
 THRESHOLDS = np.round(np.arange(0.50, 0.996, 0.01), 2)
-WANTED_PRECISION = 0.99
+WANTED_PRECISION = 0.98
+MOST_TURNED_DECIDED = 0.2
 
 # The rule for `gradability`: this share of undegraded held-out views passes.
 CLEAN_KEPT = 0.95
@@ -85,12 +87,13 @@ def calibrated(network, quality, held_out, scenes):
     pairs = [quality_pair(held_out, np.random.default_rng([CALIBRATION_SEED + 1, i])) for i in range(CALIBRATION_PAIRS)]
     clean = outputs_of(quality, np.stack([pair[0] for pair in pairs]))["score"][:, 0]
     fundus_logit = np.quantile(output["fundus"][:, 0], FUNDUS_QUANTILE) + np.log(FUNDUS_ODDS_MARGIN)
-    decided = probability.max(axis=1) >= threshold
+    decided, right = probability.max(axis=1) >= threshold, probability.argmax(axis=1) == truth
     return {
         "samples": CALIBRATION_SAMPLES,
         "temperature": round(float(temperature), 4),
         "eye_threshold": threshold,
         "eye_decided_share_upright": round(float(decided[truth <= RIGHT].mean()), 4),
+        "eye_right_when_decided_upright": round(float(right[decided & (truth <= RIGHT)].mean()), 4),
         "eye_decided_share_upside_down": round(float(decided[(truth > RIGHT) & (truth < SIDEWAYS)].mean()), 4),
         "gradability_threshold": float(f"{_sigmoid(np.quantile(clean, 1.0 - CLEAN_KEPT)):.3g}"),
         "fundus_threshold": float(f"{_sigmoid(fundus_logit):.3g}"),
@@ -98,15 +101,12 @@ def calibrated(network, quality, held_out, scenes):
 
 
 def _eye_threshold(probability, truth):
-    """Return the smallest threshold with the wanted precision on samples that are not upside down; 1 if there is none.
-
-    An upside-down eye resembles the other eye upright; how often it is taken for it is reported, not traded here.
-    """
-    answerable = (truth <= RIGHT) | (truth >= SIDEWAYS)
+    """Return the threshold that the rule above gives; 1 if none fulfils it."""
+    upright, turned = truth <= RIGHT, (truth > RIGHT) & (truth <= SIDEWAYS)
     right = probability.argmax(axis=1) == truth
     for threshold in THRESHOLDS:
-        taken = answerable & (probability.max(axis=1) >= threshold)
-        if taken.any() and right[taken].mean() >= WANTED_PRECISION:
+        taken = probability.max(axis=1) >= threshold
+        if right[taken & upright].mean() >= WANTED_PRECISION and taken[turned].mean() <= MOST_TURNED_DECIDED:
             return float(threshold)
     return 1.0
 

@@ -77,7 +77,8 @@ class AcquisitionNetwork(nn.Module):
     def forward(self, planes):
         """Return eye logits [N, 6], clean logit [N, 1], fundus logit [N, 1], place logits [N, 2, GRID^2 + 1].
 
-        The last place logit stands for "not in the picture".
+        The last place logit stands for "not in the picture". The clean logit only helps to train the shared layers; what
+        is shipped as gradability is the answer of `QualityNetwork`.
         """
         fine = self.fine(planes)
         middle = self.middle(fine)

@@ -3,8 +3,11 @@
     python models/training/train_acquisition.py --photographs DIR --output models/bundled/acquisition.onnx
 
 DIR holds manifest.csv and idrid_1072/ (413 photographs of one Kowa camera). Training starts from random weights. Every
-sixth block of ten photographs is kept for calibration and validation; no photograph of another camera is looked at
+sixth block of ten photographs is kept for calibration and validation; this script looks at no photograph of another camera
 before the weights, the temperature and the thresholds are fixed. The figures go to acquisition_results.json.
+
+Both learning rates go down by the clock where a machine is too slow for all batches within the minutes given, so a busy
+machine gives other weights; the batches done are in the results.
 
 Needs fundus-rt installed with its extras `cpu` and `convert`, and scipy. With scikit-learn and scikit-image installed, the
 photographs these packages bring along serve as pictures of other things.
@@ -39,6 +42,10 @@ PEAK_RATE = 2.5e-3
 WARM_UP = 200
 DECAY = 0.02
 AVERAGING = 0.998
+
+# The quality network's training: (part of the batches, chance of blur alone). Even mixtures leave blur unlearned as long
+# as light and spots can still be learned, so it gets a time of its own.
+QUALITY_STAGES = ((0.7, 0.0), (0.3, 0.5))
 
 # Eye classes of a mirrored picture.
 MIRROR = torch.tensor([RIGHT, LEFT, RIGHT_INVERTED, LEFT_INVERTED, SIDEWAYS, UNSEEN])
@@ -151,12 +158,16 @@ def fitted(options, photographs, scenes):
     """Return what training gives: both networks' weights, and what it took. Saved to options.checkpoint if that is set."""
     started = time.monotonic()
     network, steps = trained(photographs, scenes, options.steps, options.minutes, options.checkpoint, options.workers)
-    quality, quality_steps = trained_quality(photographs, SEED, options.quality_steps, options.quality_minutes, options.workers)
+    quality, quality_batches = None, 0
+    for stage, (part, blur_share) in enumerate(QUALITY_STAGES):
+        limits = round(part * options.quality_steps), part * options.quality_minutes
+        quality, steps_done = trained_quality(photographs, SEED + stage, *limits, options.workers, quality, blur_share)
+        quality_batches += steps_done
     result = {
         "network": network.state_dict(),
         "quality": quality.state_dict(),
         "batches": steps,
-        "quality_batches": quality_steps,
+        "quality_batches": quality_batches,
         "seconds": round(time.monotonic() - started),
     }
     if options.checkpoint:

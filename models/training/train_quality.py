@@ -1,6 +1,5 @@
 """Training of the quality network on pairs: one view clean, the same view degraded."""
 
-import collections
 import copy
 import math
 import time
@@ -23,16 +22,16 @@ SEED_OFFSET = 1
 class Pairs(torch.utils.data.IterableDataset):
     """An endless stream of pairs, uint8 [2, 3, S, S]; pair i depends on (seed, i) alone."""
 
-    def __init__(self, photographs, seed):
+    def __init__(self, photographs, seed, blur_share):
         super().__init__()
-        self.photographs, self.seed = photographs, seed
+        self.photographs, self.seed, self.blur_share = photographs, seed, blur_share
 
     def __iter__(self):
         cv2.setNumThreads(1)
         worker = torch.utils.data.get_worker_info()
         index, step = (worker.id, worker.num_workers) if worker else (0, 1)
         while True:
-            pair = quality_pair(self.photographs, np.random.default_rng([self.seed, index]))
+            pair = quality_pair(self.photographs, np.random.default_rng([self.seed, index]), self.blur_share)
             yield np.stack([np.ascontiguousarray(frame.transpose(2, 0, 1)) for frame in pair])
             index += step
 
@@ -57,13 +56,16 @@ def _turned(pair, rng):
     return pair.flip(3) if rng.random() < 0.5 else pair
 
 
-def trained_quality(photographs, seed, steps, minutes, workers):
-    """Return (network with averaged weights, batches learned from); ends after `steps` or `minutes`."""
-    network = QualityNetwork().to(memory_format=torch.channels_last)
+def trained_quality(photographs, seed, steps, minutes, workers, network=None, blur_share=0.0):
+    """Return (network with averaged weights, batches learned from); ends after `steps` or `minutes`.
+
+    network: one to go on with, or None for a new one. blur_share: see `quality_pair`.
+    """
+    network = (network or QualityNetwork()).train().to(memory_format=torch.channels_last)
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE, weight_decay=0.01)
     loader = torch.utils.data.DataLoader(
-        Pairs(photographs, seed + SEED_OFFSET), batch_size=FRESH_PAIRS, num_workers=workers, prefetch_factor=16
+        Pairs(photographs, seed + SEED_OFFSET, blur_share), batch_size=FRESH_PAIRS, num_workers=workers, prefetch_factor=16
     )
     started, running = time.monotonic(), 0.7
     for step, frames in enumerate(batches(loader, np.random.default_rng(seed))):
