@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 
 from fundus_rt.models.artifacts import sha256_of_bytes
-from fundus_rt.models.errors import EyeError, FundusRtError, ReceiptError
+from fundus_rt.models.errors import BackendUnavailableError, FundusRtError, ReceiptError
 from fundus_rt.runtime.eye import eye_from_file_name
 from fundus_rt.runtime.inputs import Item
 from fundus_rt.runtime.pipeline import Pipeline, Prepared
+from fundus_rt.runtime.result import Result
 
 Row = dict[str, Any]
 
@@ -56,6 +57,8 @@ class Answerer:
         self._workers = workers
         self._batch = batch
         self._finished = finished
+        self.taken = 0
+        """Items whose rows have been given, or that were finished already."""
 
     def rows(self, items: Iterable[Item]) -> Iterator[Row]:
         """One row for each item that is not finished already, in the order of the items.
@@ -66,17 +69,20 @@ class Answerer:
             ReceiptError: an answer belonged to another picture: no further row is given.
         """
         source = iter(items)
-        waiting: deque[Future[list[Row]]] = deque()
+        waiting: deque[tuple[int, Future[list[Row]]]] = deque()
         if self._workers > 1:
             cv2.setNumThreads(1)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="answer") as pool:
             try:
                 while True:
                     while len(waiting) < 2 * self._workers and (some := list(itertools.islice(source, self._batch))):
-                        waiting.append(pool.submit(self._answer, some))
+                        waiting.append((len(some), pool.submit(self._answer, some)))
                     if not waiting:
                         return
-                    yield from waiting.popleft().result()
+                    count, answered = waiting.popleft()
+                    rows = answered.result()
+                    self.taken += count
+                    yield from rows
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -91,31 +97,39 @@ class Answerer:
                 prepared.append((len(rows), picture))
             if row is not None:
                 rows.append(row)
-        if prepared:
-            results = self._pipeline.finish([picture for _, picture in prepared], tensors)
-            for (index, _), result in zip(prepared, results, strict=True):
-                if isinstance(result, EyeError):
-                    rows[index]["error"] = str(result)
-                else:
-                    rows[index].update(result.to_dict(), error=None)
+        for (index, _), result in zip(prepared, self._results([picture for _, picture in prepared], tensors), strict=True):
+            if isinstance(result, Result):
+                rows[index].update(result.to_dict())
+            else:
+                rows[index].update(_failure(result, rows[index]))
         return rows
+
+    def _results(self, pictures: list[Prepared], tensors: Any) -> list[Result | Exception]:
+        """Answers of a batch; when it fails as a whole, each picture is asked for alone, so that only the faulty ones fail."""
+        if not pictures:
+            return []
+        try:
+            return list(self._pipeline.finish(pictures, tensors))
+        except ReceiptError:
+            raise
+        except Exception as error:  # backends raise what they like; one picture must not end the run of all others
+            if len(pictures) == 1:
+                return [error]
+        return [self._results([picture], tensors[i : i + 1])[0] for i, picture in enumerate(pictures)]
 
     def _prepare(self, item: Item, out: Any) -> tuple[Row | None, Prepared | None]:
         """The item's row, None where it is finished already; and the picture, None where there is nothing to answer."""
         try:
             content = _read(item)
         except FundusRtError as error:
-            content, problem = b"", str(error)
-        else:
-            problem = ""
-        digest = sha256_of_bytes(content) if content else None
+            row = _empty_row(item.path, None, None, self._pipeline)
+            row["error"] = str(error)
+            return row, None
+        digest = sha256_of_bytes(content)
         key = row_key(item, digest, self._pipeline, self._options)
         if bytes.fromhex(key) in self._finished:
             return None, None
         row = _empty_row(item.path, digest, key, self._pipeline)
-        if problem:
-            row["error"] = problem
-            return row, None
         sources = {
             "call": self._options.eye,
             "list": item.listed_eye,
@@ -125,20 +139,26 @@ class Answerer:
             return row, self._pipeline.prepare_bytes(content, sources, self._options.mirrored_by_source, out)
         except ReceiptError:
             raise
-        except FundusRtError as error:
-            row["error"] = str(error)
-        except MemoryError:
-            row["error"] = "not enough memory for this picture; give a smaller one"
         except Exception as error:  # one picture must not end the run of all others; the row says what happened
-            row["error"] = f"unexpected {type(error).__name__}: {error}; please report this with the picture's format"
+            row.update(_failure(error, row))
         return row, None
 
 
-def row_key(item: Item, digest: str | None, pipeline: Pipeline, options: AnswerOptions) -> str:
+def _failure(error: Exception, row: Row) -> Row:
+    """What a row says of an error, in one line. A fault that may be gone the next time leaves no key: it is tried again."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return {"error": "not enough memory for this picture; give a smaller one", "key": None}
+    if isinstance(error, FundusRtError):
+        return {"error": text, "key": None if isinstance(error, BackendUnavailableError) else row["key"]}
+    return {"error": f"unexpected {type(error).__name__}: {text}; please report this with the picture's format", "key": None}
+
+
+def row_key(item: Item, digest: str, pipeline: Pipeline, options: AnswerOptions) -> str:
     """What makes a row the same row: path, content, model, eye and options; 32 hexadecimal digits."""
     parts = [
-        os.path.abspath(item.path), digest or item.problem, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
-        str(options.mirrored_by_source), pipeline.backend.name, pipeline.backend.device,
+        os.path.abspath(item.path), digest, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
+        str(options.mirrored_by_source), str(pipeline.checks), pipeline.backend.name, pipeline.backend.device,
     ]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -152,11 +172,12 @@ def _read(item: Item) -> bytes:
             raise FundusRtError(f"the file has {size / 1e9:.1f} GB, expected a photograph below {_LARGEST_FILE / 1e9:.1f} GB")
         with open(item.path, "rb") as stream:
             return stream.read()
-    except OSError as error:
-        raise FundusRtError(f"the file cannot be read ({error.strerror or error}); check its name and its rights") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FundusRtError(f"the file cannot be read ({reason}); check its name and its rights") from error
 
 
-def _empty_row(path: str, digest: str | None, key: str, pipeline: Pipeline) -> Row:
+def _empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipeline) -> Row:
     return {
         "file": path,
         "sha256": digest,

@@ -47,6 +47,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     try:
         cli(prog_name="fundus-rt")
+    except OSError as error:
+        click.echo(f"Error: {error.strerror or error}; what was written so far is whole, make room and call again", err=True)
+        sys.exit(2)
     except FundusRtError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1 if isinstance(error, (ReceiptError, ParityError)) else 2)

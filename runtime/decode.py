@@ -35,6 +35,8 @@ from fundus_rt.models.errors import DecodeError
 
 Frame = NDArray[np.uint8]
 
+MOST_ASPECT = 8
+"""Longest side of a photograph over its shortest: a strip would be padded to a square of many times its size."""
 LEAST_SIDE = 32
 """Least width and height of a frame, pixels: nothing can be seen of a retina in fewer."""
 MOST_PIXELS = 89_478_485
@@ -98,6 +100,11 @@ def require_dimensions(width: int, height: int, name: str) -> None:
     """Raise `DecodeError` for a picture that is too small to show a retina or too large to be decoded safely."""
     if min(width, height) < LEAST_SIDE:
         raise DecodeError(f"{name} has {width} x {height} pixels, expected at least {LEAST_SIDE} each way; give the photograph")
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise DecodeError(
+            f"{name} has {width} x {height} pixels, one side more than {MOST_ASPECT} times the other, expected a photograph; "
+            "cut the photograph out of the strip"
+        )
     if width * height > MOST_PIXELS:
         raise DecodeError(
             f"{name} has {width} x {height} = {width * height / 1e6:.0f} megapixels, more than the {MOST_PIXELS / 1e6:.0f} that "
@@ -250,8 +257,13 @@ def opencv_decodes_as_pillow() -> bool:
     rng = np.random.default_rng(0)
     texture = cv2.resize(rng.integers(0, 256, (20, 29, 3), dtype=np.uint8), (117, 83), interpolation=cv2.INTER_CUBIC)
     picture = Image.fromarray(np.asarray(texture, np.uint8))
-    for kind, options in ((picture, {"subsampling": 0}), (picture, {"subsampling": 1}), (picture, {"subsampling": 2}),
-                          (picture, {"subsampling": 2, "progressive": True}), (picture.convert("L"), {})):
+    for kind, options in (
+        (picture, {"subsampling": 0}),
+        (picture, {"subsampling": 1}),
+        (picture, {"subsampling": 2}),
+        (picture, {"subsampling": 2, "progressive": True}),
+        (picture.convert("L"), {}),
+    ):
         file = io.BytesIO()
         kind.save(file, "JPEG", quality=70, **options)
         decoded = cv2.imdecode(np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)

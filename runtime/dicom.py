@@ -77,8 +77,10 @@ def decode_dicom(content: bytes, name: str) -> tuple[NDArray[np.uint8], str | No
     sop_class = str(dataset.get("SOPClassUID", ""))
     if sop_class not in PHOTOGRAPH_CLASSES:
         kind = getattr(dataset.get("SOPClassUID", ""), "name", "") or "no SOP class"
-        raise DecodeError(f"{name} is DICOM of the kind {kind!r}, expected a photograph (Ophthalmic Photography, VL Photographic "
-                          "or Secondary Capture); export the fundus photograph")
+        raise DecodeError(
+            f"{name} is DICOM of the kind {kind!r}, expected a photograph (Ophthalmic Photography, VL Photographic "
+            "or Secondary Capture); export the fundus photograph"
+        )
     require_dimensions(_number(dataset, "Columns", name), _number(dataset, "Rows", name), name)
     eye, warnings = eye_from_dataset(dataset, name)
     frames = int(dataset.get("NumberOfFrames", 1) or 1)

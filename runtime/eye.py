@@ -7,6 +7,7 @@ never guessed here.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -17,6 +18,8 @@ EYES = ("left", "right")
 _WORDS = {"left": "left", "lefteye": "left", "os": "left", "right": "right", "righteye": "right", "od": "right"}
 _LETTERS = {"L": "left", "R": "right", "OS": "left", "OD": "right"}
 _NUMBERED = re.compile(r"^[A-Za-z]*\d+(OS|OD|L|R)$")
+_SEPARATORS = re.compile(r"(?:[^\w\udc80-\udcff]|_)+")
+"""What stands between tokens; bytes that are no text (surrogates) count as letters."""
 _OPTIC_DISC = {"disc", "disk", "cup", "oc", "seg", "segmentation", "mask", "masks", "label", "gt", "fovea", "onh", "papilla"}
 """Words beside which ``OD`` means the optic disc."""
 
@@ -32,13 +35,14 @@ class EyeDecision:
 def eye_from_file_name(name: str) -> str | None:
     """``left`` or ``right`` when the file name says so in whole tokens, else None.
 
-    Tokens are what stands between characters that are no letters or digits. Read are the words left, right, OD and OS in
-    any case; the single letters L and R in capitals alone; and a number that ends in L, R, OD or OS
-    (``01L`` of CHASE_DB1, ``RET002OD`` of PAPILA). ``bright`` is not right, and OD beside words such as disc, cup or mask
-    is the optic disc. A name with tokens of both eyes says nothing. Folder names are not read.
+    Tokens are what stands between characters that are no letters or digits of any script, so that no part of a patient's
+    name is taken for one. Read are the words left, right, OD and OS in any case, and a number that ends in L, R, OD or OS
+    in capitals (``01L`` of CHASE_DB1, ``RET002OD`` of PAPILA). ``bright`` is not right, a lone L or R may be an initial, and
+    OD beside words such as disc, cup or mask is the optic disc. A name with tokens of both eyes says nothing. Folder names
+    are not read.
     """
     stem = PurePath(name.replace("\\", "/")).name.rsplit(".", 1)[0]
-    tokens = [token for token in re.split(r"[^A-Za-z0-9]+", stem) if token]
+    tokens = [token for token in _SEPARATORS.split(unicodedata.normalize("NFC", stem)) if token]
     disc = any(token.lower() in _OPTIC_DISC for token in tokens)
     found = set()
     for token in tokens:
@@ -47,8 +51,6 @@ def eye_from_file_name(name: str) -> str | None:
         numbered = _NUMBERED.match(token)
         if token.lower() in _WORDS:
             found.add(_WORDS[token.lower()])
-        elif token in _LETTERS:
-            found.add(_LETTERS[token])
         elif numbered:
             found.add(_LETTERS[numbered.group(1)])
     return found.pop() if len(found) == 1 else None

@@ -187,8 +187,11 @@ def _distances(small: _Image) -> Iterator[tuple[_Image, float]]:
     share (white and grey pages). Distances are the largest of the three channels' differences, grey levels.
     """
     block = max(2, min(small.shape[:2]) // 16)
-    corners = [small[rows, columns].reshape(-1, 3) for rows in (slice(block), slice(-block, None))
-               for columns in (slice(block), slice(-block, None))]
+    corners = [
+        small[rows, columns].reshape(-1, 3)
+        for rows in (slice(block), slice(-block, None))
+        for columns in (slice(block), slice(-block, None))
+    ]
     sides = small[0], small[-1], small[:, 0], small[:, -1]
     margin = np.concatenate([*sides, *corners])
     value = np.maximum(np.maximum(margin[:, 0], margin[:, 1]), margin[:, 2])

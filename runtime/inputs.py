@@ -49,19 +49,26 @@ def items_from_list(path: str) -> Iterator[Item]:
 
     Relative names are taken from the list's own folder. ``eye`` is left, right, L, R, OD, OS in any case, or empty.
 
+    A line that names no file, or an eye that is none of these, gives an item with a `problem`.
+
     Raises:
-        UsageError: the list cannot be read, has no ``file`` column or an eye that is none of these.
+        UsageError: the list cannot be read, or has no ``file`` column.
     """
     try:
-        stream = open(path, newline="", encoding="utf-8-sig")  # noqa: SIM115 - closed by the with below
+        # Bytes that are no UTF-8 are kept, so that a name in another encoding still finds its file.
+        stream = open(path, newline="", encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115 - closed by the with
     except OSError as error:
         raise UsageError(f"list {path} cannot be read ({error.strerror}); give a CSV file with a file column") from error
     with stream:
         rows = csv.DictReader(stream)
         if "file" not in (rows.fieldnames or []):
             raise UsageError(f"list {path} has the columns {rows.fieldnames}, expected one named file and, optionally, eye")
-        for number, row in enumerate(rows, start=2):
-            yield Item(str(Path(path).parent / row["file"]), _listed_eye(row.get("eye"), f"{path}, line {number}"))
+        listed = 0
+        for row in rows:
+            listed += 1
+            yield _listed(row, Path(path), rows.line_num)
+        if not listed:
+            yield Item(path, problem="the list names no picture; give a line for each")
 
 
 def _items_from_path(path: str) -> Iterator[Item]:
@@ -71,19 +78,29 @@ def _items_from_path(path: str) -> Iterator[Item]:
         yield Item(path)
     elif glob.has_magic(path):
         for match in sorted(glob.iglob(path, recursive=True)):
-            if os.path.isfile(match) and _is_picture_name(match):
+            if os.path.isfile(match) and (_is_picture_name(match) or _is_bare_dicom(match)):
                 yield Item(match)
     else:
         yield Item(path, problem="no such file or folder; check the name")
 
 
 def _items_from_folder(folder: str) -> Iterator[Item]:
-    for root, folders, files in os.walk(folder):
+    unreadable: list[OSError] = []
+    for root, folders, files in os.walk(folder, onerror=unreadable.append):
+        yield from _unread(unreadable)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             full = os.path.join(root, name)
             if not name.startswith(".") and (_is_picture_name(name) or _is_bare_dicom(full)):
                 yield Item(full)
+    yield from _unread(unreadable)
+
+
+def _unread(errors: list[OSError]) -> Iterator[Item]:
+    """An item for each folder that could not be listed since the last call."""
+    while errors:
+        error = errors.pop(0)
+        yield Item(str(error.filename), problem=f"the folder cannot be read ({error.strerror}); check its rights")
 
 
 def _is_picture_name(name: str) -> bool:
@@ -101,9 +118,12 @@ def _is_bare_dicom(path: str) -> bool:
         return False
 
 
-def _listed_eye(text: str | None, where: str) -> str | None:
-    said = (text or "").strip().lower()
+def _listed(row: dict[str, str | None], path: Path, line: int) -> Item:
+    if not row["file"]:
+        return Item(f"{path}:{line}", problem="this line of the list names no file; give one")
+    full = str(path.parent / row["file"])
+    said = (row.get("eye") or "").strip().lower()
     eye = {"": None, "l": "left", "os": "left", "r": "right", "od": "right"}.get(said, said)
     if eye is not None and eye not in EYES:
-        raise UsageError(f"{where}: eye is {text!r}, expected left, right, OD, OS or nothing")
-    return eye
+        return Item(full, problem=f"line {line} of the list says the eye is {said!r}, expected left, right, OD, OS or nothing")
+    return Item(full, eye)

@@ -18,8 +18,9 @@ UNKNOWN = "unknown"
 class Prediction:
     """One output of one picture.
 
-    ``value`` is in ``unit``: the regressed quantity, or the probability of ``label``. ``decision`` is what the operating
-    point of the card makes of it (None for a regression). ``probabilities`` are by label, 0 to 1.
+    ``value`` is in ``unit``: the regressed quantity, or the probability of ``label``, which for a binary output is always the
+    second label of the card, whatever was decided. ``decision`` is what the operating point of the card makes of it (None for
+    a regression). ``probabilities`` are by label, 0 to 1; that of the decision is ``probabilities[decision]``.
     """
 
     value: float

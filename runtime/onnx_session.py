@@ -128,6 +128,8 @@ def _require_contract(session: Any, card: ModelCard, path: Path) -> None:
         frames = inputs["frames"]
         if _TYPES.get(frames.type) != card.preprocessing.input_dtype:
             problems.append(f"input is {frames.type}, the card says {card.preprocessing.input_dtype}")
+        if isinstance(frames.shape[0], int):
+            problems.append(f"the batch size is fixed to {frames.shape[0]}, expected any")
         if list(frames.shape[1:]) != [height, width, 3]:
             problems.append(f"input is {frames.shape}, the card says [N, {height}, {width}, 3]")
     wanted = [*(output.name for output in card.outputs), "receipt"]

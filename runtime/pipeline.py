@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,7 +52,14 @@ class Prepared:
 class Pipeline:
     """A model with everything before and after it. Thread-safe; buffers are kept per thread and reused."""
 
-    def __init__(self, model: str | Path = ACQUISITION, backend: str = "auto", device: str = "cpu", threads: int | None = None):
+    def __init__(
+        self,
+        model: str | Path = ACQUISITION,
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        check: bool = True,
+    ) -> None:
         """Open `model`.
 
         Args:
@@ -59,21 +67,21 @@ class Pipeline:
             backend: ``auto`` or ``onnxruntime``.
             device: ``cpu`` or ``cuda:N``.
             threads: threads of one inference; None for all cores.
+            check: have the acquisition model look at every picture, so that what is no fundus photograph, or the other
+                eye than a source says, is refused. A model that mirrors left eyes always asks it.
 
         Raises:
             CardError, ModelFileError, BackendUnavailableError: see `open_session`.
         """
-        self._options = (backend, device, threads)
         self._session: Session = open_session(model, backend, device, threads)
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(model, self.card)
-        self._acquisition: Session | None = None
-        self._lock = threading.Lock()
         self._buffers = threading.local()
         self.standing_warnings = _standing_warnings(self.card)
         self._stopped: ReceiptError | None = None
-        if self._mirrors:
-            self._acquisition_session()
+        self.checks = check and not self._mirrors and self.card.name != ACQUISITION
+        wanted = self._mirrors or self.checks
+        self._acquisition: Session | None = open_session(ACQUISITION, backend, device, threads) if wanted else None
 
     def __call__(self, frame: Frame, eye: str | None = None, mirrored_by_source: bool = False) -> Result:
         """Answer one frame.
@@ -127,24 +135,26 @@ class Pipeline:
         """
         frame = _require_frame(frame)
         timing: dict[str, float] = {}
+        warnings = list(self.standing_warnings)
         if mirrored_by_source:
             frame = np.ascontiguousarray(frame[:, ::-1])
+            warnings.append("the source was said to mirror its pictures: this one was turned back before anything else")
         with _timed(timing, "field_of_view"):
             view = find_field_of_view(frame)
-        warnings = list(self.standing_warnings)
         if not view.found:
             warnings.append("no border of a circular field of view was found: the whole frame was taken")
         sources = dict(eye_sources)
-        # The acquisition model is asked where the eye decides the answer, where it can contradict what a source says, and
-        # where the missing border may mean that this is no fundus photograph.
-        doubtful = self._mirrors or not view.found or any(sources.values())
-        if doubtful and self.card.name != ACQUISITION:
+        mirrored = False
+        if self._mirrors:
             with _timed(timing, "acquisition"):
                 sources["acquisition model"] = self._look(frame, view, warnings)
-        decision = resolve_eye(sources)
-        mirrored = self._mirrors and require_eye(decision, self.card.name) == "left"
+            mirrored = require_eye(resolve_eye(sources), self.card.name) == "left"
         with _timed(timing, "preprocess"):
             tensor = tensor_from_frame(frame, view, self.card.preprocessing, mirror=mirrored, out=out)
+        if self.checks:
+            with _timed(timing, "acquisition"):
+                sources["acquisition model"] = self._check(frame, view, tensor)
+        decision = resolve_eye(sources)
         eye = EyeResult(decision.value, decision.source, mirrored)
         shown = _mirror_view(view, frame.shape[1]) if mirrored_by_source else view
         return Prepared(tensor, shown, sources, eye, warnings, timing)
@@ -206,16 +216,30 @@ class Pipeline:
             self._stopped = error
             raise
 
-    def _acquisition_session(self) -> Session:
-        with self._lock:
-            if self._acquisition is None:
-                self._acquisition = open_session(ACQUISITION, *self._options)
-            return self._acquisition
-
     def _look(self, frame: Frame, view: FieldOfView, warnings: list[str]) -> str | None:
         """The eye by the acquisition model, None where it is not sure; refuses what is no fundus photograph."""
-        session = self._acquisition_session()
-        tensor = tensor_from_frame(frame, view, session.card.preprocessing)
+        assert self._acquisition is not None, "opened with every model that mirrors"
+        seen = self._seen(self._acquisition, tensor_from_frame(frame, view, self._acquisition.card.preprocessing))
+        warnings += _gradability_warning(seen)
+        return _confident_eye(seen)
+
+    def _check(self, frame: Frame, view: FieldOfView, tensor: Batch) -> str | None:
+        """As `_look`, for a model that the eye does not matter to: only a check, so the network's own crop serves for it.
+
+        Reducing that crop again costs a tenth of going back to the frame. It softens, so gradability is not read from it.
+        """
+        session = self._acquisition
+        assert session is not None, "opened with every model that is checked"
+        height, width = session.card.preprocessing.input_size
+        spec = self.card.preprocessing
+        if spec.crop_mode == "field-of-view" and spec.input_dtype == "uint8" and min(spec.input_size) >= max(height, width):
+            reduced = np.asarray(cv2.resize(tensor, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        else:
+            reduced = tensor_from_frame(frame, view, session.card.preprocessing)
+        return _confident_eye(self._seen(session, reduced))
+
+    def _seen(self, session: Session, tensor: Batch) -> dict[str, Prediction]:
+        """What the acquisition model says of its input; `NotFundusError` for what is no fundus photograph."""
         answers = self._run(session, tensor[None])
         seen = interpret({o.name: answers[o.name][0] for o in session.card.outputs}, session.card)
         if seen["fundus"].decision != "fundus":
@@ -223,8 +247,7 @@ class Pipeline:
                 f"this does not look like a colour fundus photograph (probability {seen['fundus'].value:.2f}); "
                 "take the picture again, or check that the right file was given"
             )
-        warnings += _gradability_warning(seen)
-        return _confident_eye(seen)
+        return seen
 
     def _result(self, picture: Prepared, outputs: dict[str, Prediction]) -> Result | EyeError:
         eye = picture.eye

@@ -69,10 +69,9 @@ def resolve_model(model: str | Path) -> Path:
         if not path.is_file():
             raise ModelFileError(f"model file {path} does not exist; give an .onnx file written by `fundus-rt convert`")
         return path
-    if path.is_file():
+    if path.is_file() and path.suffix:
         raise ModelFileError(
-            f"{path} is not an .onnx file. A checkpoint is converted first:\n"
-            f"  fundus-rt convert {path} --card NAME -o NAME.onnx"
+            f"{path} is not an .onnx file. A checkpoint is converted first:\n  fundus-rt convert {path} --card NAME -o NAME.onnx"
         )
     return bundled_file(load_card(str(model)))
 

@@ -159,7 +159,7 @@ def enliven(network: Any, keras: Any, pictures: np.ndarray, seed: int) -> None:
     for layer in norms:
         layer.momentum = 0.0
         gamma, beta, mean, variance = weights_of_norm(layer)
-        branch = 0.3 if layer.name.endswith(("project_bn", "_3_bn")) else 1.0
+        branch = 0.1 if layer.name.endswith(("project_bn", "_3_bn")) else 1.0
         set_norm(layer, random.uniform(0.7, 1.3, gamma.shape) * branch, random.normal(0, 0.3, beta.shape), mean, variance)
     network(pictures, training=True)
     for layer, rate in zip(dropouts, rates, strict=True):
@@ -171,8 +171,9 @@ def enliven(network: Any, keras: Any, pictures: np.ndarray, seed: int) -> None:
         set_norm(layer, gamma, beta, mean, variance)
     head = next(layer for layer in reversed(network.layers) if isinstance(layer, keras.layers.Dense))
     features = keras.Model(network.input, head.input).predict(pictures, batch_size=2, verbose=0)
-    kernel = random.normal(0, 1, head.kernel.shape)
-    kernel /= np.std(features @ kernel, axis=0)  # logits of the pictures drawn here get a deviation of 1
+    _, _, axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    kernel = axes[: head.units].T  # where pictures differ most: along others, answers are differences of large numbers
+    kernel = kernel / np.std(features @ kernel, axis=0)  # logits of the pictures drawn here get a deviation of 1
     head.set_weights([kernel, -np.mean(features @ kernel, axis=0)])
 
 

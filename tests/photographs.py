@@ -38,7 +38,7 @@ def drawn_fundus(
     r = np.hypot(u, v)
     light = brightness * (1 - limb * np.minimum(r, 1.2) ** 2)
     light *= 1 - 0.45 * np.exp(-((u + 0.05) ** 2 + v**2) / 0.03)
-    light *= 1 + 0.9 * np.exp(-(((u - 0.5) ** 2 + v**2) / 0.02) ** 2)
+    light *= 1 + 0.9 * np.exp(-((((u - 0.5) ** 2 + v**2) / 0.02) ** 2))
     vessels = np.zeros((height, width), np.uint8)
     for _ in range(14):
         angle, bend = rng.uniform(0, 2 * np.pi), rng.uniform(-1.5, 1.5)
@@ -115,11 +115,19 @@ def hard_cases() -> dict[str, Callable[[], Case]]:
     """Names and makers of (frame, true centre, true radius)."""
     cases: dict[str, Callable[[], Case]] = {}
 
-    def add(name: str, size: tuple[int, int], center: tuple[float, float], radius: float,
-            spoil: Callable[[Image], Image] = lambda frame: frame, shift: float = 0, **how: Any) -> None:
+    def add(
+        name: str,
+        size: tuple[int, int],
+        center: tuple[float, float],
+        radius: float,
+        spoil: Callable[[Image], Image] = lambda frame: frame,
+        shift: float = 0,
+        **how: Any,
+    ) -> None:
         def make() -> Case:
             frame = spoil(drawn_fundus(*size, center, radius, **how))
             return frame, (center[0] + shift, center[1] + shift), radius
+
         cases[name] = make
 
     whole = ((1200, 900), (590.3, 455.8), 410.4)

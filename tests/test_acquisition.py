@@ -7,10 +7,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+
 from fundus_rt.models.registry import bundled_file, load_card
 from fundus_rt.runtime.pipeline import Frame, Pipeline
 from fundus_rt.runtime.session import open_session
-
 from tests.conftest import REPOSITORY
 
 EYES = {
@@ -69,17 +69,16 @@ def test_a_mirrored_photograph_is_the_other_eye(pipeline: Pipeline, name: str) -
     assert back.outputs["eye"].decision == EYES[name]
 
 
-@pytest.mark.parametrize("degrees", [-10, 10, 45, 90, 135, -90])
+@pytest.mark.parametrize("degrees", [-10, 10, 45, 90, 135, 180, -90])
 @pytest.mark.parametrize("name", SURE)
 def test_turning_never_makes_it_the_other_eye(pipeline: Pipeline, name: str, degrees: float) -> None:
     said = pipeline(turned(photograph(name), degrees)).outputs["eye"].decision
     assert said in ((EYES[name], "unknown") if abs(degrees) <= 30 else ("unknown",))
 
 
-def test_upside_down_is_unknown_for_most(pipeline: Pipeline) -> None:
+def test_upside_down_is_unknown(pipeline: Pipeline) -> None:
     said = [pipeline(turned(photograph(name), 180)).outputs["eye"].decision for name in SURE]
-    assert said.count("unknown") >= len(SURE) - 1
-    assert not any(decision == EYES[name] for decision, name in zip(said, SURE, strict=True))
+    assert said == ["unknown"] * len(SURE)
 
 
 def test_light_and_size_do_not_change_the_eye(pipeline: Pipeline) -> None:

@@ -155,8 +155,10 @@ def test_alpha_is_dropped_and_said() -> None:
 
 def test_multi_page_tiff_and_multi_picture_jpeg_give_their_first() -> None:
     other = Image.new("RGB", (64, 64), (200, 0, 0))
-    for content in (saved(PICTURE, "TIFF", save_all=True, append_images=[other]),
-                    saved(PICTURE, "MPO", save_all=True, append_images=[other], quality=80)):
+    for content in (
+        saved(PICTURE, "TIFF", save_all=True, append_images=[other]),
+        saved(PICTURE, "MPO", save_all=True, append_images=[other], quality=80),
+    ):
         decoded = decode(content)
         np.testing.assert_array_equal(decoded.frame, by_pillow(content))
         assert len(decoded.warnings) == 1 and "first" in decoded.warnings[0]
@@ -174,10 +176,12 @@ def test_orientation_is_applied(orientation: int) -> None:
     """Pillow's own `exif_transpose` is the independent source."""
     from PIL import ImageOps
 
-    for content in (saved(PICTURE, "JPEG", quality=80, exif=with_exif(orientation)),
-                    saved(PICTURE, "PNG", exif=with_exif(orientation)),
-                    saved(PICTURE, "TIFF", tiffinfo={0x0112: orientation}),
-                    saved(PICTURE, "TIFF", tiffinfo={0x0112: orientation}, compression="tiff_lzw")):
+    for content in (
+        saved(PICTURE, "JPEG", quality=80, exif=with_exif(orientation)),
+        saved(PICTURE, "PNG", exif=with_exif(orientation)),
+        saved(PICTURE, "TIFF", tiffinfo={0x0112: orientation}),
+        saved(PICTURE, "TIFF", tiffinfo={0x0112: orientation}, compression="tiff_lzw"),
+    ):
         decoded = decode(content)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
         assert decoded.orientation == orientation and decoded.frame.flags.c_contiguous
@@ -259,6 +263,7 @@ def test_too_small_is_refused() -> None:
 
 def huge_png() -> bytes:
     """900 million black pixels in a few hundred kilobytes, as bombs are made."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

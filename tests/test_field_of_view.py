@@ -55,8 +55,14 @@ def test_sides_that_cut_the_field(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    x=st.floats(0.35, 0.65), y=st.floats(0.35, 0.65), radius=st.floats(0.3, 0.62), limb=st.floats(0, 0.7),
-    brightness=st.floats(0.2, 1.2), width=st.integers(300, 1400), aspect=st.floats(0.66, 1.0), seed=st.integers(0, 99),
+    x=st.floats(0.35, 0.65),
+    y=st.floats(0.35, 0.65),
+    radius=st.floats(0.3, 0.62),
+    limb=st.floats(0, 0.7),
+    brightness=st.floats(0.2, 1.2),
+    width=st.integers(300, 1400),
+    aspect=st.floats(0.66, 1.0),
+    seed=st.integers(0, 99),
 )
 def test_any_circle_that_leaves_a_corner(
     x: float, y: float, radius: float, limb: float, brightness: float, width: int, aspect: float, seed: int
@@ -83,8 +89,12 @@ def test_real_photographs(path: Path) -> None:
         points += [end[:, ::-1] if swap else end for end in ends]
     outline = np.concatenate(points).astype(float)
     height, width = bright.shape
-    fit = least_squares(lambda c: np.hypot(outline[:, 0] - c[0], outline[:, 1] - c[1]) - c[2],
-                        (width / 2, height / 2, height / 2), loss="soft_l1", f_scale=width / 1000)
+    fit = least_squares(
+        lambda c: np.hypot(outline[:, 0] - c[0], outline[:, 1] - c[1]) - c[2],
+        (width / 2, height / 2, height / 2),
+        loss="soft_l1",
+        f_scale=width / 1000,
+    )
     assert largest_error(frame, (fit.x[0], fit.x[1]), fit.x[2]) < 0.015
     assert find_field_of_view(frame).confidence > 0.9
 

@@ -53,11 +53,37 @@ def test_a_list_gives_files_and_eyes(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("text", "said"), [("path,eye\na.jpg,left\n", "one named file"), ("file,eye\na.jpg,both\n", "line 2")])
-def test_a_wrong_list_is_a_wrong_call(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(UsageError, match=said):
+def test_a_list_without_file_names_is_a_wrong_call(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,eye\na.jpg,left\n")
+    with pytest.raises(UsageError, match="one named file"):
         list(items_from_list(str(tmp_path / "list.csv")))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"file,eye\na.jpg,both\nb.jpg,OD\n", "line 2 of the list says the eye is 'both'"),
+        (b"eye,file\nleft\nright,b.jpg\n", "names no file"),
+        (b"file,eye\n,left\nb.jpg,OD\n", "names no file"),
+    ],
+)
+def test_a_wrong_line_is_that_pictures_alone(tmp_path: Path, content: bytes, problem: str) -> None:
+    (tmp_path / "list.csv").write_bytes(content)
+    wrong, right = items_from_list(str(tmp_path / "list.csv"))
+    assert problem in wrong.problem
+    assert (right.path, right.listed_eye, right.problem) == (str(tmp_path / "b.jpg"), "right", "")
+
+
+def test_a_list_in_another_encoding_still_finds_its_files(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes(b"file,eye\nM\xfcller.jpg,OD\n")
+    (item,) = items_from_list(str(tmp_path / "list.csv"))
+    assert Path(item.path).name.encode("utf-8", "surrogateescape") == b"M\xfcller.jpg"
+
+
+def test_an_empty_list_says_so(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file,eye\n")
+    (item,) = items_from_list(str(tmp_path / "list.csv"))
+    assert "names no picture" in item.problem
 
 
 def test_a_missing_list_is_a_wrong_call(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ DISC = np.pi / 4
 def open_eyed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An acquisition model that never knows, so that the other sources can be tested on drawn pictures."""
     monkeypatch.setattr(Pipeline, "_look", lambda *_: None)
+    monkeypatch.setattr(Pipeline, "_check", lambda *_: None)
 
 
 @pytest.mark.usefixtures("open_eyed")
@@ -122,13 +123,27 @@ class TestAcquisition:
         noise = rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
         with pytest.raises(NotFundusError, match="does not look like"):
             Pipeline(tiny_sex)(noise)
+        assert Pipeline(tiny_sex, check=False)(noise).outputs
+
+    def test_a_disc_of_something_else_is_refused_whatever_its_file_is_called(self, tiny_sex: Path) -> None:
+        squares = np.kron(np.indices((8, 8)).sum(axis=0) % 2, np.ones((60, 80), np.int64)) * 200
+        disc = np.zeros((480, 640), np.uint8)
+        cv2.circle(disc, (320, 240), 200, 1, -1)
+        frame = np.ascontiguousarray(np.repeat((squares * disc)[..., None], 3, axis=2).astype(np.uint8))
+        for sources in ({}, {"file name": "right"}):
+            with pytest.raises(NotFundusError, match="does not look like"):
+                Pipeline(tiny_sex).prepare(frame, sources)
+
+    def test_a_model_that_never_mirrors_is_contradicted_too(self, tiny_sex: Path, examples: Path) -> None:
+        with pytest.raises(EyeError, match=r"file name says 'left', acquisition model says 'right'"):
+            Pipeline(tiny_sex).prepare(photograph(examples, "idrid_205.jpg"), {"file name": "left"})
 
 
 class TestReceipt:
     """An answer for another picture stops everything."""
 
     def test_swapped_batch_rows_are_caught(self, examples: Path) -> None:
-        pipeline = Pipeline(Path(__file__).parent / "data" / "tiny_swapped.onnx")
+        pipeline = Pipeline(Path(__file__).parent / "data" / "tiny_swapped.onnx", check=False)
         pictures = [pipeline.prepare(half_and_half(a, b), {}) for a, b in ((60, 180), (90, 20))]
         with pytest.raises(ReceiptError, match="other pictures"):
             pipeline.finish(pictures)

@@ -71,9 +71,15 @@ def test_pillow_in_one_call(name: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    name=st.sampled_from(sorted(PILLOW)), height=st.integers(1, 600), width=st.integers(1, 300),
-    left=st.integers(-200, 250), top=st.integers(-300, 500), side=st.integers(1, 500),
-    rows=st.integers(16, 150), columns=st.integers(16, 150), seed=st.integers(0, 9),
+    name=st.sampled_from(sorted(PILLOW)),
+    height=st.integers(1, 600),
+    width=st.integers(1, 300),
+    left=st.integers(-200, 250),
+    top=st.integers(-300, 500),
+    side=st.integers(1, 500),
+    rows=st.integers(16, 150),
+    columns=st.integers(16, 150),
+    seed=st.integers(0, 9),
 )
 def test_pillow_filters_on_any_crop(
     name: str, height: int, width: int, left: int, top: int, side: int, rows: int, columns: int, seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from fundus_rt.models.errors import UsageError
 from fundus_rt.models.registry import load_card
-from fundus_rt.runtime.rows import RowWriter, open_output, row_format
+from fundus_rt.runtime.output import RowWriter, open_output
+from fundus_rt.runtime.rows import row_format
 
 CARD = load_card("joir-sex-mobilenet")
 KEYS = ["00" * 16, "01" * 16, "02" * 16]
@@ -36,11 +38,10 @@ def row(key: str, name: str = "a.jpg", error: str | None = None) -> dict[str, An
 
 
 def write(path: Path, name: str, keys: list[str], resume: bool = False) -> frozenset[bytes]:
-    with open_output(path, resume, name) as (stream, finished):
-        writer = RowWriter(stream, row_format(name, CARD, ()), fresh=stream.tell() == 0)
+    with open_output(path, resume, row_format(name, CARD, ())) as writer:
         for key in keys:
             writer.write(row(key))
-        return finished
+        return writer.finished
 
 
 @pytest.mark.parametrize("name", ["jsonl", "csv"])
@@ -82,8 +83,8 @@ def test_csv_has_a_column_for_every_number(tmp_path: Path) -> None:
 def test_file_names_that_are_no_text_survive(tmp_path: Path) -> None:
     name = b'\xff\xfe,"x".jpg'.decode("utf-8", "surrogateescape")
     path = tmp_path / "r.csv"
-    with open_output(path, False, "csv") as (stream, _):
-        RowWriter(stream, row_format("csv", CARD, ()), fresh=True).write(row(KEYS[0], name))
+    with open_output(path, False, row_format("csv", CARD, ())) as writer:
+        writer.write(row(KEYS[0], name))
     assert b"\xff\xfe" in path.read_bytes()
     assert write(path, "csv", [], resume=True) == {bytes.fromhex(KEYS[0])}
 
@@ -105,17 +106,61 @@ def test_finished_rows_are_never_overwritten(tmp_path: Path) -> None:
 
 def test_resume_refuses_rows_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("name,age\nx,3\n")
-    with pytest.raises(UsageError, match="line 1"):
+    with pytest.raises(UsageError, match="does not hold rows"):
         write(tmp_path / "r.csv", "csv", KEYS, resume=True)
     assert (tmp_path / "r.csv").read_text() == "name,age\nx,3\n"
 
 
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+@pytest.mark.parametrize("content", ['{"my": "precious report"}', "notes", '{"my": 1}\n', "a,b\n1,2\n", '{"file": 3}\n'])
+def test_resume_never_empties_a_file_of_somebody_else(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "r").write_text(content)
+    with pytest.raises(UsageError, match="nothing of it was changed"):
+        write(tmp_path / "r", name, KEYS, resume=True)
+    assert (tmp_path / "r").read_text() == content
+
+
+def test_rows_of_a_card_with_other_labels_are_not_mixed(tmp_path: Path) -> None:
+    write(tmp_path / "r.csv", "csv", KEYS)
+    swapped = dataclasses.replace(CARD, outputs=(dataclasses.replace(CARD.outputs[0], labels=("class 1", "class 0")),))
+    with pytest.raises(UsageError, match="this model"), open_output(tmp_path / "r.csv", True, row_format("csv", swapped, ())):
+        pass
+
+
+def test_errors_of_an_earlier_run_still_count(tmp_path: Path) -> None:
+    for name in ("csv", "jsonl"):
+        path = tmp_path / f"r.{name}"
+        with open_output(path, False, row_format(name, CARD, ())) as writer:
+            writer.write(row(KEYS[0], error='not a picture,\n"cut" off'))
+            writer.write({**row(KEYS[1], error="no memory"), "key": None})
+            writer.write(row(KEYS[2]))
+        with open_output(path, True, row_format(name, CARD, ())) as writer:
+            assert writer.finished == {bytes.fromhex(KEYS[0]), bytes.fromhex(KEYS[2])}
+            assert writer.failed == 1
+
+
+def test_a_short_write_is_finished() -> None:
+    class Slow(io.BytesIO):
+        def write(self, content: Any) -> int:
+            return super().write(bytes(content)[:7])
+
+    stream = Slow()
+    RowWriter(stream, row_format("jsonl", CARD, ())).write(row(KEYS[0]))
+    assert json.loads(stream.getvalue())["key"] == KEYS[0]
+
+
+def test_json_lines_are_utf8_whatever_the_file_is_called() -> None:
+    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    line = row_format("jsonl", CARD, ()).line(row(KEYS[0], name))
+    assert json.loads(line.encode("utf-8"))["file"] == name
+
+
 def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
-    with open_output(tmp_path / "r.csv", False, "csv"), pytest.raises(UsageError, match="another run"):
+    with open_output(tmp_path / "r.csv", False, row_format("csv", CARD, ())), pytest.raises(UsageError, match="another run"):
         write(tmp_path / "r.csv", "csv", KEYS, resume=True)
 
 
-@pytest.mark.parametrize("target", ["", "missing/r.csv"])
+@pytest.mark.parametrize("target", ["", "missing/r.csv", "/dev/null", "/dev/full"])
 def test_an_output_that_cannot_be_written(tmp_path: Path, target: str) -> None:
     with pytest.raises(UsageError, match="output"):
         write(tmp_path / target, "csv", KEYS)

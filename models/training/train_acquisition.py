@@ -181,7 +181,7 @@ def parsed():
     parser.add_argument("--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("acquisition_results.json"))
     parser.add_argument("--steps", type=int, default=4000, help=f"batches of {BATCH} (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=45.0, help="end earlier on a busy machine (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=40.0, help="end earlier on a busy machine (default: %(default)s)")
     parser.add_argument("--quality-steps", type=int, default=1500, help="batches of pairs (default: %(default)s)")
     parser.add_argument("--quality-minutes", type=float, default=12.0, help="likewise (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw samples (default: %(default)s)")

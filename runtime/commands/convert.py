@@ -49,7 +49,14 @@ def convert(
     with _step("Preparing photographs"):
         tensors = _tensors(card, photographs)
     report = onnx_from_checkpoint(
-        checkpoint, card, target, tensors=tensors, open_shipped=_open_shipped, trust_pickle=trust_pickle, step=_step
+        checkpoint,
+        card,
+        target,
+        tensors=tensors,
+        open_shipped=_open_shipped,
+        trust_pickle=trust_pickle,
+        progress=_say,
+        step=_step,
     )
     for line in report.lines():
         click.echo(line)
@@ -108,6 +115,11 @@ def _open_shipped(path: Path) -> Callable[[Any], dict[str, Any]]:
     from fundus_rt.runtime.session import open_session
 
     return open_session(path).run
+
+
+def _say(message: str) -> None:
+    """One line on standard error; with --trust-pickle, what is about to be executed is among them."""
+    click.echo(message, err=True)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from fundus_rt.runtime.batch import Row
+    from fundus_rt.runtime.batch import Answerer
     from fundus_rt.runtime.inputs import Item
+    from fundus_rt.runtime.output import RowWriter
 
 
 @click.command(short_help="Answer photographs with a model.")
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     "--eye", type=click.Choice(["auto", "left", "right"]), default="auto", show_default=True, help="Eye of all pictures."
 )
 @click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
+@click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter. Faster.")
 @click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
 @click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here; each is on disk when done.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here, each as soon as it is done.")
 @click.option(
     "--batch", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Pictures in one inference."
 )
@@ -40,6 +42,7 @@ def infer(
     model: str,
     eye: str,
     mirrored_by_source: bool,
+    no_check: bool,
     backend: str,
     device: str,
     format_name: str | None,
@@ -52,42 +55,39 @@ def infer(
     Exit status: 0 all answered, 1 some could not be (their rows say why), 2 the call itself is wrong.
     """
     from fundus_rt.runtime.batch import Answerer, AnswerOptions
+    from fundus_rt.runtime.output import open_output
     from fundus_rt.runtime.pipeline import Pipeline
-    from fundus_rt.runtime.rows import RowWriter, open_output, row_format
+    from fundus_rt.runtime.rows import row_format
     from fundus_rt.runtime.session import usable_cores
 
     _require_sense(paths, list_file, output, resume)
     name = format_name or {".jsonl": "jsonl", ".csv": "csv"}.get(output.suffix if output else "", "table")
     if resume and name == "table":
         raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
-    with open_output(output, resume, name) as (stream, finished):
-        items, few = _counted(_items(paths, list_file), usable_cores())
-        workers = max(1, min(usable_cores(), few))
-        pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers))
-        options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
-        answerer = Answerer(pipeline, options, workers, batch, finished)
-        writer = RowWriter(
-            stream, row_format(name, pipeline.card, pipeline.standing_warnings), fresh=stream.tell() == 0 if output else True
-        )
+    items, few = _counted(_items(paths, list_file), usable_cores())
+    workers = max(1, min(usable_cores(), few))
+    pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check)
+    options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
+    with open_output(output, resume, row_format(name, pipeline.card, pipeline.standing_warnings)) as writer:
+        answerer = Answerer(pipeline, options, workers, batch, writer.finished)
         total = (lambda: sum(1 for _ in _items(paths, list_file))) if output or not sys.stdout.isatty() else None
-        failed = _write_all(answerer.rows(items), writer.write, total, output)
+        failed = writer.failed + _write_all(answerer, items, writer, total)
     if failed:
         click.echo(f"{failed} picture(s) could not be answered; their rows say why and what to do.", err=True)
         context.exit(1)
 
 
-def _write_all(rows: Iterator[Row], write: Callable[[Row], None], total: Callable[[], int] | None, output: Path | None) -> int:
+def _write_all(answerer: Answerer, items: Iterable[Item], writer: RowWriter, total: Callable[[], int] | None) -> int:
     """Write every row; how many could not be answered. `total` counts all pictures and is only asked for a progress bar."""
     failed = 0
     try:
-        with _progress(total) as advance:
-            for row in rows:
-                write(row)
+        with _progress(total) as show:
+            for row in answerer.rows(items):
+                writer.write(row)
                 failed += row["error"] is not None
-                advance()
+                show(answerer.taken)
     except KeyboardInterrupt:
-        hint = "add --resume to go on" if output else "with --output FILE and --resume a run can go on"
-        raise click.ClickException(f"interrupted; every finished row was written, {hint}") from None
+        raise click.ClickException("interrupted; every finished row was written. With --output FILE, --resume goes on") from None
     return failed
 
 
@@ -111,10 +111,10 @@ def _counted(items: Iterator[Item], most: int) -> tuple[Iterable[Item], int]:
 
 
 @contextmanager
-def _progress(total: Callable[[], int] | None) -> Iterator[Callable[[], None]]:
+def _progress(total: Callable[[], int] | None) -> Iterator[Callable[[int], None]]:
     """A progress bar with rate and time left on standard error, when that is a terminal and `total` is given."""
     if total is None or not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -126,8 +126,8 @@ def _progress(total: Callable[[], int] | None) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=30) as progress:
         task = progress.add_task("answering", total=total(), rate="")
 
-        def advance() -> None:
+        def show(done: int) -> None:
             speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
+            progress.update(task, completed=done, rate=f"{speed:.1f}/s" if speed else "")
 
-        yield advance
+        yield show
