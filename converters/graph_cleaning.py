@@ -94,7 +94,7 @@ def _drop_cancelling_transposes(graph: Any) -> None:
         before = producers.get(node.input[0])
         if before is None or node.output[0] in outputs:
             continue
-        first, second = _permutation(before), _permutation(node)
+        first, second = permutation(before), permutation(node)
         if first and second and [first[axis] for axis in second] == list(range(len(first))):
             source[node.output[0]] = source.get(before.input[0], before.input[0])
     kept = [node for node in graph.node if not (node.output and node.output[0] in source)]
@@ -102,7 +102,7 @@ def _drop_cancelling_transposes(graph: Any) -> None:
     _set_nodes(graph, kept)
 
 
-def _permutation(node: Any) -> list[int]:
+def permutation(node: Any) -> list[int]:
     return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
 
 

@@ -17,11 +17,10 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.parity import REFERENCE_BATCH
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPSET = 17
-REFERENCE_BATCH = 2
-"""Images that a reference run computes at once: bounds the peak memory."""
 
 
 def build_keras(checkpoint: Checkpoint, architecture: Architecture) -> Any:

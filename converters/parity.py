@@ -14,6 +14,8 @@ from fundus_rt.models.errors import FundusRtError, ParityError
 ShippedModel = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """A shipped file, opened: frames [N, H, W, 3] in, every output by its name."""
 
+REFERENCE_BATCH = 2
+"""Photographs that a framework answers at once: bounds its peak memory."""
 BATCH_SIZES = (1, 2, 3)
 """Sizes in which the photographs are sent, in turn, so that a frozen batch dimension shows."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_cleaning import clean_graph, constant_of, initializers_by_name, new_initializer
+from fundus_rt.converters.graph_cleaning import clean_graph, constant_of, initializers_by_name, new_initializer, permutation
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -208,7 +208,7 @@ def _absorb_affine(
         if len(consumers) != 1 or any(value.name == name for value in graph.output):
             return factor, shift, name, channels_first
         node = consumers[0]
-        if node.op_type == "Transpose" and not channels_first and _perm(node) == [0, 3, 1, 2]:
+        if node.op_type == "Transpose" and not channels_first and permutation(node) == [0, 3, 1, 2]:
             channels_first = True
         elif node.op_type in ("Mul", "Add", "Sub", "Div"):
             at = 1 - list(node.input).index(name)
@@ -237,10 +237,6 @@ def _per_channel(values: np.ndarray | None, channels_first: bool) -> np.ndarray 
     if list(full.shape) != allowed or full.shape[axis] not in (1, 3):
         return None
     return np.broadcast_to(full.reshape(-1), (3,)).astype(np.float64)
-
-
-def _perm(node: Any) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
 
 
 def _fold_into_convolution(

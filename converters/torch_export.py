@@ -26,12 +26,10 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import quiet_tracing, require
+from fundus_rt.converters.parity import REFERENCE_BATCH
 
 OPSET = 17
 """First opset with LayerNormalization as one operator, which stays sound in fp16; read by TensorRT 10.3."""
-
-REFERENCE_BATCH = 2
-"""Images that a reference run computes at once: bounds the peak memory."""
 
 
 def torch_answers(network: Any, images: np.ndarray) -> np.ndarray:

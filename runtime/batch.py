@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
@@ -181,13 +181,8 @@ def _empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipelin
     return {
         "file": path,
         "sha256": digest,
-        "model": {
-            "name": pipeline.identity.name, "sha256": pipeline.identity.sha256, "precision": pipeline.identity.precision,
-            "certificate": "none",
-        },
-        "backend": {
-            "name": pipeline.backend.name, "device": pipeline.backend.device, "version": pipeline.backend.version,
-        },
+        "model": {**asdict(pipeline.identity), "certificate": "none"},
+        "backend": asdict(pipeline.backend),
         "eye": None,
         "field_of_view": None,
         "outputs": {},
@@ -195,4 +190,4 @@ def _empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipelin
         "timing_ms": {},
         "error": None,
         "key": key,
-    }  # fmt: skip
+    }

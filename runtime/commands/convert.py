@@ -40,10 +40,6 @@ def convert(
 
     card = _with_labels(load_card(card_name), labels)
     target = output or Path(f"{card.name}.onnx")
-    if target.suffix != ".onnx":
-        raise UsageError(f"output {target} does not end in .onnx; give -o NAME.onnx")
-    if not target.parent.is_dir():
-        raise UsageError(f"output folder {target.parent} does not exist; create it or give another -o")
     if not checkpoint.is_file():
         raise UsageError(f"checkpoint {checkpoint} does not exist or is no file; give a .pth or .h5 file")
     with _step("Preparing photographs"):
