@@ -193,8 +193,10 @@ class TestEmbedding:
 
     def test_the_frame_is_only_read(self, tiny_age: Path) -> None:
         frame = half_and_half(60, 180)
+        before = frame.copy()
         frame.setflags(write=False)
         Pipeline(tiny_age)(frame, eye="left", mirrored_by_source=True)
+        assert np.array_equal(frame, before)
 
     def test_a_view_is_answered_as_its_copy(self, tiny_age: Path) -> None:
         pipeline = Pipeline(tiny_age)
