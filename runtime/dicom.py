@@ -158,7 +158,10 @@ def _pixels(dataset: Any, name: str) -> NDArray[Any]:
     if "PixelData" not in dataset:
         raise DecodeError(f"{name} is DICOM without pixel data; export the fundus photograph")
     try:
-        pixels: NDArray[Any] = pydicom.pixels.pixel_array(dataset, index=0)
+        # Baseline JPEG has one set of values wherever it is decoded: Pillow's, as for JPEG files.
+        baseline = dataset.file_meta.TransferSyntaxUID == pydicom.uid.JPEGBaseline8Bit
+        plugin = {"decoding_plugin": "pillow"} if baseline else {}
+        pixels: NDArray[Any] = pydicom.pixels.pixel_array(dataset, index=0, **plugin)
     except RuntimeError as error:  # pydicom's answer to a transfer syntax without an installed decoder
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise BackendUnavailableError(

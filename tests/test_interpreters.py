@@ -62,7 +62,7 @@ def environment_of(version: str, folder: Path) -> str:
         pytest.skip(f"python{version} is not on this machine")
     subprocess.run([found, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    packages = [*SETS[version], "pytest", "hypothesis"]
+    packages = [*SETS[version], "pytest", "hypothesis", "scipy"]
     done = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *packages], capture_output=True, text=True, check=False
     )
