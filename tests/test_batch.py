@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -134,3 +135,9 @@ def test_the_eye_of_a_file_name_counts(tiny_age: Path, examples: Path, tmp_path:
     right, left = answerer(Pipeline(tiny_age)).rows(items)
     assert right["eye"] == {"value": "right", "source": "file name+acquisition model", "mirrored": False}
     assert left["outputs"] == {} and "file name says 'left', acquisition model says 'right'" in left["error"]
+
+
+def test_a_strip_is_that_rows_error(tiny_sex: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "strip.png"), np.full((40, 4000, 3), 90, np.uint8))
+    (row,) = answerer(Pipeline(tiny_sex)).rows([Item(str(tmp_path / "strip.png"))])
+    assert row["outputs"] == {} and "one side more than 8 times the other" in row["error"]

@@ -58,3 +58,10 @@ def test_a_graph_that_its_card_does_not_describe_is_refused(tmp_path: Path, chan
     onnx.helper.set_model_props(model, {CARD_KEY: change(card).to_json()})  # type: ignore[operator]
     with pytest.raises(ModelFileError, match=said):
         open_session(saved(model, tmp_path))
+
+
+def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    model = make_models.half_mean_model(make_models.tiny_card("tiny-sex", "none", make_models.SEX))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    with pytest.raises(ModelFileError, match="batch size is fixed to 1"):
+        open_session(saved(model, tmp_path))
