@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import UnsupportedCheckpointError
+from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 
+GRAPH_FAMILIES = ("onnx", "saved-model")
+"""Files that hold a graph, whose family cannot be told: accepted for any card, with a warning of the architecture."""
 SHOWN = 6
 """How many names an error lists before it says how many more there are."""
 
@@ -28,14 +33,38 @@ class LoadAccount:
 
     def __str__(self) -> str:
         share = 100.0 * self.used_parameters / max(1, self.network_parameters)
+        shown = "100" if self.used_parameters == self.network_parameters else f"{min(share, 99.99):.4g}"
         text = (
-            f"{self.used_tensors} of the file's {self.file_tensors} tensors used; {share:.4g} % of the network's "
+            f"{self.used_tensors} of the file's {self.file_tensors} tensors used; {shown} % of the network's "
             f"{self.network_parameters:,} parameters come from the file"
         )
         reasons: dict[str, int] = {}
         for reason in self.unused.values():
             reasons[reason] = reasons.get(reason, 0) + 1
         return text + "".join(f"; {count} not used: {reason}" for reason, count in reasons.items())
+
+
+class Network(Protocol):
+    """A network in the framework that it was published for, with the file's weights in it, ready to answer."""
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        """The framework's own answers.
+
+        Args:
+            images: float32 [N, H, W, 3], normalised, in the network's colour order.
+
+        Returns:
+            float32, first axis N, as the network gives them: [N, columns] for a network that can be shipped.
+        """
+        ...
+
+    def graph(self) -> Any:
+        """The network as an `onnx.ModelProto`: one input float32 [N, 3, H, W] or [N, H, W, 3], N dynamic, one output."""
+        ...
+
+    def close(self) -> None:
+        """Give the framework's memory back."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,21 +79,29 @@ class Architecture:
     """Height and width in pixels."""
     columns: int
     """Numbers per image that the network gives."""
-    activation: str
-    """What the network already applies at its end: ``none``, ``sigmoid`` or ``softmax``."""
+    activation: str | None
+    """What the network already applies at its end: ``none``, ``sigmoid`` or ``softmax``. None: only its graph tells."""
     account: LoadAccount
-    parameters: dict[str, Any] = field(default_factory=dict)
-    """Arguments with which the network is built (torch)."""
-    names: dict[str, str] = field(default_factory=dict, repr=False)
-    """Name in the network of each used tensor of the file (torch)."""
+    build: Callable[[], Network] = field(repr=False)
+    """Builds the network in its framework and loads every tensor of the account."""
+    exporter: str
+    """What writes its graph, for the card's provenance."""
+    packages: tuple[str, ...]
+    """Packages whose versions the card's provenance states."""
+    notes: tuple[str, ...] = ()
+    """What the reader is told about the network beside its description, one sentence each."""
+    warnings: tuple[str, ...] = ()
+    """What the file cannot tell and was taken for granted, one sentence each."""
 
 
-def identify_architecture(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
-    """Say which network a checkpoint holds, from its tensors or its own configuration, never from its name.
+def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | None = None) -> Architecture:
+    """Say which network a checkpoint holds, from its tensors or its own configuration, never from its file name.
 
     Args:
         checkpoint: as `read_checkpoint` gives it.
         card: what is expected: families, input size.
+        named: what the caller says it is, ``timm/NAME``, ``torchvision/NAME`` or ``package.module:factory``; then the card's
+            families are not asked.
 
     Returns:
         The architecture, every parameter of which is accounted for.
@@ -72,17 +109,15 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard) -> Architectu
     Raises:
         UnsupportedCheckpointError: another network than the card expects, one that is not supported, tensors missing or
             left over, another input size; the message says what was found and what was expected.
+        UsageError: `named` is neither form, or cannot be imported.
     """
-    from fundus_rt.converters.keras_families import identify_keras
-    from fundus_rt.converters.swin import identify_swin, looks_like_swin
-
-    if checkpoint.framework == "keras":
-        architecture = identify_keras(checkpoint, card)
-    elif looks_like_swin(checkpoint.shapes):
-        architecture = identify_swin(checkpoint, card)
-    else:
-        raise refusal(checkpoint, card, describe_torch_network(checkpoint.shapes))
-    if architecture.family not in card.families:
+    if named is not None and checkpoint.framework != "pytorch":
+        raise UsageError(
+            f"{checkpoint.path.name} ({checkpoint.format}) says itself which network it is; --architecture is for files of "
+            f"PyTorch, which hold tensors only. Leave it out."
+        )
+    architecture = _identify(checkpoint, card, named)
+    if named is None and architecture.family not in (*card.families, *GRAPH_FAMILIES):
         raise refusal(checkpoint, card, architecture.description)
     if architecture.input_size != card.preprocessing.input_size:
         height, width = architecture.input_size
@@ -92,6 +127,53 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard) -> Architectu
             f"preprocessing.input_size [{height}, {width}]."
         )
     return architecture
+
+
+def _identify(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:
+    """The one module that knows this kind of file; each is imported only when it is needed."""
+    if checkpoint.framework == "onnx":
+        from fundus_rt.converters.foreign_onnx import identify_onnx
+
+        return identify_onnx(checkpoint, card)
+    if checkpoint.framework == "tensorflow":
+        from fundus_rt.converters.saved_model import identify_saved_model
+
+        return identify_saved_model(checkpoint, card)
+    if checkpoint.framework == "keras" and checkpoint.keras_version.startswith("3."):
+        from fundus_rt.converters.keras3_export import identify_keras3
+
+        return identify_keras3(checkpoint, card)
+    if checkpoint.framework == "keras":
+        from fundus_rt.converters.keras_families import identify_keras
+
+        return identify_keras(checkpoint, card)
+    return _identify_torch(checkpoint, card, named)
+
+
+def _identify_torch(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:
+    """A torch network: what the caller says it is, the pickled module itself, what the card names, what the tensors show."""
+    named = named or next((family for family in card.families if family.startswith(("timm/", "torchvision/"))), None)
+    if named is not None:
+        from fundus_rt.converters.named_networks import identify_named
+
+        return identify_named(checkpoint, card, named)
+    from fundus_rt.converters.swin import identify_swin, looks_like_swin
+
+    if looks_like_swin(checkpoint.shapes):
+        from fundus_rt.converters.named_networks import answered_by_module
+
+        return answered_by_module(checkpoint, identify_swin(checkpoint, card))
+    from fundus_rt.converters.resnet import identify_resnet, looks_like_resnet
+
+    if looks_like_resnet(checkpoint.shapes):
+        return identify_resnet(checkpoint, card)
+    if checkpoint.module is not None:
+        from fundus_rt.converters.named_networks import identify_module
+
+        return identify_module(checkpoint, card)
+    from fundus_rt.converters.candidates import nearest_candidates
+
+    raise refusal(checkpoint, card, nearest_candidates(checkpoint.shapes))
 
 
 def refusal(checkpoint: Checkpoint, card: ModelCard, found: str) -> UnsupportedCheckpointError:
@@ -147,32 +229,3 @@ def account_for(
             f"A network loaded in part gives wrong answers, so nothing is converted; ask for the file that was evaluated."
         )
     return account
-
-
-def describe_torch_network(shapes: dict[str, tuple[int, ...]]) -> str:
-    """A guess, for an error message, at what network a torch state_dict belongs to."""
-    names = set(shapes)
-
-    def has(*parts: str) -> bool:
-        return all(any(part in name for name in names) for part in parts)
-
-    if has("layer1.0.conv1.weight", "layer4."):
-        blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4)]
-        kind = "bottleneck" if has("layer1.0.conv3.weight") else "basic"
-        return f"a ResNet ({kind} blocks {'-'.join(map(str, blocks))}, torchvision's names), not supported yet"
-    for parts, found in (
-        (("layer1.0.conv1.weight", "layer3."), "a small ResNet with three stages"),
-        (
-            ("features.1.0.attn.relative_position_bias_table",),
-            "a Swin Transformer in torchvision's layout, not supported yet",
-        ),
-        (("attention.self.query", "relative_position_bias_table"), "a Swin Transformer of Hugging Face, not supported yet"),
-        (("cls_token", "blocks.0.attn.qkv.weight"), "a Vision Transformer"),
-        (("conv_stem.weight", "conv_head.weight"), "an EfficientNet or MobileNetV3 of timm"),
-        (("features.denseblock1",), "a DenseNet of torchvision"),
-        (("stages.0.blocks.0.conv_dw.weight",), "a ConvNeXt of timm"),
-        (("Mixed_5b", "Mixed_7c"), "an Inception-v3 of torchvision"),
-    ):
-        if has(*parts):
-            return found
-    return "a network that is not known"

@@ -40,18 +40,18 @@ def require(module: str) -> Any:
         ) from error
 
 
-def require_timm_swin() -> Any:
-    """The module ``timm.models.swin_transformer``.
+def require_torchvision() -> Any:
+    """The module ``torchvision``.
 
-    timm imports torchvision, and torchvision's wheel for CUDA stops over a CPU build of torch because two operators have
-    no schema there. Only in that case the two schemas are declared (nothing here calls them), and the import tried again.
+    Its wheel for CUDA stops over a CPU build of torch because two operators have no schema there. Only in that case the two
+    schemas are declared (nothing here calls them), and the import tried again.
 
     Raises:
-        BackendUnavailableError: torch, torchvision or timm is missing or broken.
+        BackendUnavailableError: torch or torchvision is missing or broken.
     """
     torch = require("torch")
     try:
-        importlib.import_module("torchvision")
+        return importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise BackendUnavailableError(f"torchvision cannot be imported ({error}); reinstall it") from error
@@ -60,8 +60,23 @@ def require_timm_swin() -> Any:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT_ALIVE.append(library)
     except ImportError:
-        pass  # the import of timm below says what is missing
-    return require("timm.models.swin_transformer")
+        pass  # the import below says what is missing
+    return require("torchvision")
+
+
+def require_timm(module: str = "timm") -> Any:
+    """``timm`` or a module of it; timm imports torchvision, see `require_torchvision`.
+
+    Raises:
+        BackendUnavailableError: torch, torchvision or timm is missing or broken.
+    """
+    require_torchvision()
+    return require(module)
+
+
+def require_timm_swin() -> Any:
+    """The module ``timm.models.swin_transformer``; see `require_timm`."""
+    return require_timm("timm.models.swin_transformer")
 
 
 def require_keras() -> tuple[Any, Any]:

@@ -24,13 +24,14 @@ class Checkpoint:
     path: Path
     sha256: str
     format: str
-    """``torch-zip``, ``torch-legacy``, ``safetensors`` or ``keras-h5``."""
+    """``torch-zip``, ``torch-legacy``, ``safetensors``, ``keras-h5``, ``keras-h5-weights``, ``keras-archive``,
+    ``saved-model`` or ``onnx``."""
     framework: str
-    """``pytorch`` or ``keras``."""
+    """``pytorch``, ``keras``, ``tensorflow`` or ``onnx``."""
     shapes: dict[str, tuple[int, ...]]
     """Shape of every tensor of the network by its name, container and common prefix taken off."""
     state: dict[str, Any] = field(default_factory=dict, repr=False)
-    """The same tensors as torch tensors; empty for Keras, whose own loader reads them from `path`."""
+    """The same tensors as torch tensors; empty for the others, whose own loaders read them from `path`."""
     keras_config: dict[str, Any] | None = field(default=None, repr=False)
     """The file's ``model_config``; None for torch."""
     keras_version: str = ""
@@ -39,6 +40,8 @@ class Checkpoint:
     """What was unwrapped, taken off or left aside, one sentence each."""
     trusted: bool = False
     """Whether the caller allowed code from the file to be executed."""
+    module: Any = field(default=None, repr=False)
+    """The whole pickled module (`torch.nn.Module`, wrappers taken off) of a trusted file; None for all others."""
 
     @property
     def parameters(self) -> int:
@@ -58,13 +61,14 @@ def numbers_in(shape: tuple[int, ...]) -> int:
 
 
 def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Callable[[str], None] | None = None) -> Checkpoint:
-    """Read a checkpoint of PyTorch (``.pth``, ``.pt``, ``.bin``, ``.tar``, ``.safetensors``) or Keras (``.h5``).
+    """Read a checkpoint of PyTorch (``.pth``, ``.pt``, ``.bin``, ``.tar``, ``.safetensors``), of Keras (``.h5``,
+    ``.keras``), of TensorFlow (the folder of a SavedModel), or an ONNX model that others exported.
 
     The kind is told from the content, never from the file's ending. Nothing that the file carries is executed unless
     `trust_pickle` is given.
 
     Args:
-        path: the file.
+        path: the file; for a SavedModel the folder.
         trust_pickle: allow a pickled module or a Lambda layer, that is: run code from the file.
         progress: called with one sentence before code of the file is run, which names what it asks for.
 
@@ -74,12 +78,24 @@ def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Call
         BackendUnavailableError: the package that reads this kind is not installed.
     """
     path = Path(path)
+    if (path / "saved_model.pb").is_file():
+        from fundus_rt.converters.saved_model import read_saved_model
+
+        return read_saved_model(path, trust_pickle)
     head = _head_of(path)
     _refuse_known_strangers(path, head)
     if head.startswith(HDF5_SIGNATURE):
         from fundus_rt.converters.keras_files import read_keras_h5
 
         return read_keras_h5(path, sha256_of_file(path), trust_pickle)
+    if head.startswith(ZIP_SIGNATURE) and _is_keras_archive(path):
+        from fundus_rt.converters.keras3_files import read_keras_archive
+
+        return read_keras_archive(path, sha256_of_file(path), trust_pickle)
+    if looks_like_onnx(head):
+        from fundus_rt.converters.foreign_onnx import read_onnx
+
+        return read_onnx(path, sha256_of_file(path))
     from fundus_rt.converters.torch_files import read_safetensors, read_torch
 
     if head.startswith((ZIP_SIGNATURE, TORCH_LEGACY_SIGNATURE)):
@@ -89,14 +105,15 @@ def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Call
         return read_safetensors(path, sha256_of_file(path))
     raise UnsupportedCheckpointError(
         f"{path.name} is not a checkpoint that can be read: it begins with {head[:8]!r}. Expected a file of torch.save "
-        f"(.pth, .pt, .bin, .tar), .safetensors, or HDF5 of Keras (.h5, .hdf5)."
+        f"(.pth, .pt, .bin, .tar), .safetensors, HDF5 of Keras (.h5, .hdf5), .keras, .onnx, or the folder of a SavedModel."
     )
 
 
 def _head_of(path: Path) -> bytes:
     if path.is_dir():
-        hint = " (a TensorFlow SavedModel; not supported yet)" if (path / "saved_model.pb").exists() else ""
-        raise UnsupportedCheckpointError(f"{path} is a folder{hint}; give the checkpoint file itself")
+        raise UnsupportedCheckpointError(
+            f"{path} is a folder without saved_model.pb; give the checkpoint file itself, or the folder of a SavedModel"
+        )
     try:
         with open(path, "rb") as stream:
             head = stream.read(512)
@@ -118,6 +135,11 @@ def _refuse_known_strangers(path: Path, head: bytes) -> None:
         found = "a Git LFS pointer, not the file itself; fetch the content with: git lfs pull"
     elif start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         found = "a web page, so the download stopped at a page of the site; open the link in a browser and save the file"
+    elif start.startswith(b"{") and path.name.endswith(".index.json"):
+        found = (
+            "the index of a network that is kept in several files; load it with the library that wrote it and save its "
+            "state_dict as one file"
+        )
     elif head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or head.startswith((b"7z\xbc\xaf", b"Rar!")):
         found = "a packed archive; unpack it and give the checkpoint in it"
     elif (
@@ -126,8 +148,8 @@ def _refuse_known_strangers(path: Path, head: bytes) -> None:
         found = (
             "a pickle that torch.save did not write; it could run code and is not read. Save model.state_dict() with torch.save"
         )
-    elif path.suffix.lower() == ".onnx":
-        found = "an ONNX model already; conversion starts from the published checkpoint"
+    elif path.name == "saved_model.pb":
+        found = "one file of a TensorFlow SavedModel; give the folder that it lies in, with variables/ beside it"
     elif head.startswith(ZIP_SIGNATURE) and size > 0:
         found = _stranger_in_zip(path)
     if found:
@@ -139,8 +161,8 @@ def _stranger_in_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return "cut short or damaged (a zip file whose table of contents is missing); download it again"
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "cut short or damaged (a zip file whose table of contents is missing or spoilt); download it again"
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
         if any("/code/" in f"/{name}" for name in names):
             return (
@@ -148,6 +170,25 @@ def _stranger_in_zip(path: Path) -> str:
                 "with torch.save(model.state_dict(), ...)"
             )
         return ""
-    if "config.json" in names and "model.weights.h5" in names:
-        return "a Keras 3 file (.keras), not supported yet; load it in Keras and save it with model.save('model.h5')"
+    if _is_keras_archive(path):
+        return ""
+    if any(name.rpartition("/")[2] == "saved_model.pb" for name in names):
+        return "a packed TensorFlow SavedModel; unpack it and give the folder that holds saved_model.pb"
     return f"a zip archive of {', '.join(names[:3]) or 'nothing'}; unpack it and give the checkpoint in it"
+
+
+def _is_keras_archive(path: Path) -> bool:
+    """Whether a zip file is a ``.keras`` archive, complete or not."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return "config.json" in names and bool({"metadata.json", "model.weights.h5"}.intersection(names))
+
+
+def looks_like_onnx(head: bytes) -> bool:
+    """Whether a file begins as an ONNX model does: the version of its format, 1 to 31, then another of its own fields.
+
+    Args:
+        head: its first bytes. A model is a protobuf message without a signature; field 1 is a number (key byte 8), and
+            fields 2 to 25 are those of `ModelProto`.
+    """
+    return len(head) > 16 and head[0] == 0x08 and 1 <= head[1] < 32 and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)

@@ -4,67 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fundus_rt.converters.architecture import Architecture, identify_architecture
+from fundus_rt.converters.architecture import Architecture, Network, identify_architecture
 from fundus_rt.converters.backends import require, versions
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
-from fundus_rt.converters.parity import OutputDifference, ShippedModel, compare_shipped, reference_tensor, run_in_batches
-from fundus_rt.converters.shipping import activation_inside, embed_card, ship
+from fundus_rt.converters.conversion_report import ConversionReport, peak_memory, proof_warnings
+from fundus_rt.converters.original_preprocessing import Photograph, largest_level_difference, original_inputs
+from fundus_rt.converters.output_meaning import output_warnings, resolved_card, settled
+from fundus_rt.converters.parity import (
+    OutputDifference,
+    Reference,
+    ShippedModel,
+    compare_shipped,
+    reference_tensor,
+    run_in_batches,
+)  # fmt: skip
+from fundus_rt.converters.shipping import embed_card, ship
 from fundus_rt.models.artifacts import atomic_path, sha256_of_file
-from fundus_rt.models.card import ModelCard, OutputSpec
-from fundus_rt.models.errors import ParityError, UnsupportedCheckpointError, UsageError
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import ParityError, UsageError
 
 Progress = Callable[[str], None]
 Step = Callable[[str], AbstractContextManager[Any]]
-TASK_ACTIVATIONS = {"regression": "none", "multiclass": "softmax", "multilabel": "sigmoid"}
-"""What makes the card's unit of a linear output; a binary output takes sigmoid on one column, softmax on two."""
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """What a conversion read, measured and wrote."""
-
-    output: Path
-    sha256: str
-    """Of the file written."""
-    size: int
-    """Bytes of the file written."""
-    checkpoint: Path
-    checkpoint_sha256: str
-    architecture: Architecture
-    notes: tuple[str, ...]
-    """What was unwrapped or left aside while reading."""
-    differences: tuple[OutputDifference, ...]
-    warnings: tuple[str, ...]
-    card: ModelCard
-    """As it is in the file: columns, activations and provenance filled in."""
-    nodes: int
-    """Nodes of the graph written."""
-    peak_memory: int | None
-    """Largest resident memory of this process so far, bytes; None where the system does not say."""
-
-    def lines(self) -> list[str]:
-        """The report in words, for the command line."""
-        found = [
-            f"{self.checkpoint.name}: {self.architecture.description}",
-            f"{self.architecture.account}",
-            *self.notes,
-            *(f"output {output.name!r}: {_columns_in_words(output)}" for output in self.card.outputs),
-            *(f"against the original framework: {difference}" for difference in self.differences),
-            *(f"warning: {warning}" for warning in self.warnings),
-            f"wrote {self.output} ({self.size / 2**20:.1f} MiB, {self.nodes} nodes, sha256 {self.sha256[:16]})",
-        ]
-        if self.peak_memory is not None:
-            found.append(f"peak memory {self.peak_memory / 2**30:.1f} GiB")
-        return found
+SAME_LEVELS = 1e-3
+"""Difference in grey levels below which two preprocessings are the same up to the rounding of float32."""
 
 
 def onnx_from_checkpoint(
@@ -74,6 +43,8 @@ def onnx_from_checkpoint(
     *,
     tensors: np.ndarray,
     open_shipped: Callable[[Path], ShippedModel],
+    photographs: Sequence[Photograph] = (),
+    architecture: str | None = None,
     trust_pickle: bool = False,
     progress: Progress | None = None,
     step: Step | None = None,
@@ -81,11 +52,15 @@ def onnx_from_checkpoint(
     """Convert a checkpoint to one ONNX file, and write it only when it answers as the original framework does.
 
     Args:
-        checkpoint_path: file of PyTorch (Swin) or Keras 2 (a full model of a known family).
+        checkpoint_path: file of PyTorch, Keras or ONNX, or the folder of a TensorFlow SavedModel.
         card: the model's card; columns and activations that it leaves open are read from the file.
         output: where the ``.onnx`` is written; the file appears whole and proved, or not at all.
         tensors: prepared frames of real photographs [N, H, W, 3], BGR, of the card's input size and dtype.
         open_shipped: opens a written file and returns a callable from frames to all outputs by name.
+        photographs: the same photographs before any preprocessing, one for each of `tensors`; the original framework then
+            answers on what its own libraries make of them. Empty: it answers on `tensors`, and the report says so.
+        architecture: what the network is, where neither the file nor the card says it: ``timm/NAME``, or
+            ``package.module:factory``, which is imported and called.
         trust_pickle: allow code from the checkpoint to be executed.
         progress: called with one sentence at a time, for the reader.
         step: context manager around each long step, given its description.
@@ -102,76 +77,44 @@ def onnx_from_checkpoint(
     """
     say, during = progress or (lambda message: None), step or (lambda message: nullcontext())
     output = Path(output)
-    _check_call(card, tensors, output)
+    _check_call(card, tensors, photographs, output)
     with during("Reading the checkpoint"):
         checkpoint = read_checkpoint(checkpoint_path, trust_pickle, progress)
-        architecture = identify_architecture(checkpoint, card)
-        card = resolved_card(card, architecture, checkpoint)
-    say(f"{checkpoint.path.name} holds {architecture.description}")
-    reference, model = _answers_and_graph(checkpoint, architecture, reference_tensor(tensors, card.preprocessing), during)
-    _check_graph(model, architecture, checkpoint)
-    original = {card.outputs[0].name: reference}
-    card = dataclasses.replace(card, provenance=_provenance(checkpoint, architecture))
-    path, file_sha256, notes = checkpoint.path, checkpoint.sha256, checkpoint.notes
-    del checkpoint, reference
+        found = identify_architecture(checkpoint, card, architecture)
+        if found.activation is not None:
+            card = resolved_card(card, found, checkpoint)
+    say(f"{checkpoint.path.name} holds {found.description}")
+    with during("Loading the network in its own framework"):
+        network = found.build()
+    checkpoint.state.clear()
+    with during(f"Asking the original network about {len(tensors)} photographs"):
+        reference = _reference(network, tensors, photographs, card, checkpoint.framework)
+    with during(f"Exporting with {found.exporter}"):
+        model = network.graph()
+    network.close()
+    del network
+    gc.collect()
+    found = settled(found, model, checkpoint)
+    card = resolved_card(card, found, checkpoint)
+    card = dataclasses.replace(card, provenance=_provenance(checkpoint, found))
+    path, file_sha256, notes = checkpoint.path, checkpoint.sha256, (*checkpoint.notes, *found.notes)
+    del checkpoint
     with during("Writing the shipped graph"):
         model = ship(model, card)
     try:
         with atomic_path(output) as temporary:
-            card, differences = _write_proved(model, card, temporary, tensors, original, open_shipped, during)
+            card, differences = _write_proved(model, card, temporary, tensors, reference, open_shipped, during)
             sha256, size = sha256_of_file(temporary), temporary.stat().st_size
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error}); choose another place with -o") from error
-    warnings = _warnings(card, differences)
+    warnings = (*found.warnings, *output_warnings(card, differences), *proof_warnings(card, differences))
     return ConversionReport(
-        output, sha256, size, path, file_sha256, architecture, notes, tuple(differences), warnings, card,
-        len(model.graph.node), peak_memory(),
+        output, sha256, size, path, file_sha256, found, notes, tuple(differences), warnings, card,
+        len(model.graph.node), peak_memory(), reference,
     )  # fmt: skip
 
 
-def resolved_card(card: ModelCard, architecture: Architecture, checkpoint: Checkpoint) -> ModelCard:
-    """The card with columns and activation of its output stated, from the file.
-
-    Raises:
-        UnsupportedCheckpointError: the number of outputs does not fit the card, or an activation would be applied twice.
-    """
-    file, columns, inside = checkpoint.path.name, architecture.columns, architecture.activation
-    if len(card.outputs) != 1:
-        raise UnsupportedCheckpointError(f"{file} has one output, the card {card.name!r} describes {len(card.outputs)}")
-    output = card.outputs[0]
-    allowed = {"regression": (1,), "binary": (1, 2)}.get(output.task, (len(output.labels),))
-    wanted = allowed if output.columns is None else (output.columns,)
-    if columns not in allowed or columns not in wanted:
-        labels = f" for the labels {', '.join(output.labels)}" if output.labels else ""
-        raise UnsupportedCheckpointError(
-            f"{file} gives {columns} number{'s' if columns > 1 else ''} per picture, but output {output.name!r} of the card "
-            f"{card.name!r} is a {output.task} output and needs {' or '.join(map(str, wanted))}{labels}. Choose the card "
-            f"that belongs to the file, or give the labels that it has."
-        )
-    by_task = TASK_ACTIVATIONS.get(output.task, "sigmoid" if columns == 1 else "softmax")
-    resolved = "none" if inside != "none" else by_task
-    if output.activation not in (None, resolved) and inside != "none":
-        raise UnsupportedCheckpointError(
-            f"{file} already ends with {inside}, and output {output.name!r} of the card {card.name!r} asks for "
-            f"{output.activation} on top; applied twice the probabilities would be wrong. Set the card's activation to null."
-        )
-    if inside == "softmax" and columns == 1:
-        raise UnsupportedCheckpointError(f"{file} ends with softmax on one number, which is always 1: a broken network")
-    output = dataclasses.replace(output, columns=columns, activation=output.activation or resolved)
-    return dataclasses.replace(card, outputs=(output,)).validate()
-
-
-def peak_memory() -> int | None:
-    """Largest resident memory of this process so far, bytes; None on systems without `getrusage`."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _check_call(card: ModelCard, tensors: np.ndarray, output: Path) -> None:
+def _check_call(card: ModelCard, tensors: np.ndarray, photographs: Sequence[Photograph], output: Path) -> None:
     card.validate()
     spec = card.preprocessing
     expected = (*spec.input_size, 3)
@@ -180,53 +123,28 @@ def _check_call(card: ModelCard, tensors: np.ndarray, output: Path) -> None:
             f"got frames of shape {tensors.shape} and type {tensors.dtype}, expected [N, {', '.join(map(str, expected))}] "
             f"{spec.input_dtype}, prepared as the card {card.name!r} says, at least one"
         )
+    if photographs and len(photographs) != len(tensors):
+        raise UsageError(f"got {len(photographs)} photographs and {len(tensors)} frames; give one photograph for each frame")
     if output.suffix.lower() != ".onnx":
         raise UsageError(f"{output} does not end in .onnx; give the output file such a name with -o")
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; create it, or choose another place with -o")
 
 
-def _answers_and_graph(
-    checkpoint: Checkpoint, architecture: Architecture, images: np.ndarray, during: Step
-) -> tuple[np.ndarray, Any]:
-    """The framework's own answers, and its network as a float ONNX graph; the framework's memory is given back."""
-    if checkpoint.framework == "keras":
-        from fundus_rt.converters.keras_export import build_keras, forget_keras, keras_answers, onnx_from_keras
-
-        with during("Loading the network in Keras"):
-            network = build_keras(checkpoint, architecture)
-        with during(f"Asking Keras about {len(images)} photographs"):
-            answers = keras_answers(network, images)
-        with during("Exporting with tf2onnx"):
-            model = onnx_from_keras(network, architecture.input_size)
-        del network
-        forget_keras()
-        return answers, model
-    from fundus_rt.converters.swin import build_swin
-    from fundus_rt.converters.torch_export import onnx_from_swin, torch_answers
-
-    with during("Loading the network in timm"):
-        network = build_swin(checkpoint, architecture)
-    checkpoint.state.clear()
-    with during(f"Asking torch about {len(images)} photographs"):
-        answers = torch_answers(network, images)
-    with during("Exporting with torch"):
-        model = onnx_from_swin(network, architecture.input_size)
-    del network
-    gc.collect()
-    return answers, model
-
-
-def _check_graph(model: Any, architecture: Architecture, checkpoint: Checkpoint) -> None:
-    """The graph's end has to be what the file's configuration says."""
-    if len(model.graph.output) != 1:
-        return  # `ship` says what is wrong with the number of outputs
-    found = activation_inside(model, model.graph.output[0].name)
-    if found != architecture.activation:
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name} says that it ends with {architecture.activation}, its graph ends with {found}; which "
-            f"of them holds cannot be told, so nothing is converted"
-        )
+def _reference(
+    network: Network, tensors: np.ndarray, photographs: Sequence[Photograph], card: ModelCard, framework: str
+) -> Reference:
+    """The original's answers, on its own preprocessing where photographs are there, and on ours where that differs."""
+    name, spec = card.outputs[0].name, card.preprocessing
+    ours = reference_tensor(tensors, spec)
+    if not photographs:
+        answers = {name: network.answers(ours)}
+        return Reference(answers, answers)
+    theirs = original_inputs(photographs, spec, framework)
+    levels = largest_level_difference(theirs.images, ours, spec)
+    answers = {name: network.answers(theirs.images)}
+    same_tensors = answers if levels < SAME_LEVELS else {name: network.answers(ours)}
+    return Reference(answers, same_tensors, theirs.libraries, levels)
 
 
 def _write_proved(
@@ -234,7 +152,7 @@ def _write_proved(
     card: ModelCard,
     path: Path,
     tensors: np.ndarray,
-    original: dict[str, np.ndarray],
+    reference: Reference,
     open_shipped: Callable[[Path], ShippedModel],
     during: Step,
 ) -> tuple[ModelCard, list[OutputDifference]]:
@@ -243,10 +161,15 @@ def _write_proved(
     with during(f"Running the written file on {len(tensors)} photographs"):
         onnx.save_model(model, str(path))
         shipped = open_shipped(path)
-        differences = compare_shipped(shipped, tensors, original, card)
+        differences = compare_shipped(shipped, tensors, reference, card)
         before = run_in_batches(shipped, tensors[:1])
         del shipped
-    measured = {"batch_sizes": [1, 2, 3], "outputs": [difference.to_dict() for difference in differences]}
+    measured = {
+        "batch_sizes": [1, 2, 3],
+        "original_preprocessing": reference.libraries,
+        "largest_level_difference": reference.levels if reference.libraries else None,
+        "outputs": [difference.to_dict() for difference in differences],
+    }
     card = dataclasses.replace(card, provenance={**card.provenance, "parity": measured})
     embed_card(model, card)
     with during("Checking the final file"):
@@ -259,15 +182,11 @@ def _write_proved(
 
 def _provenance(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
     account = architecture.account
-    if checkpoint.framework == "keras":
-        packages, exporter = ["tensorflow", "tf_keras", "tf2onnx"], "tf2onnx"
-    else:
-        packages, exporter = ["torch", "timm"], "torch.onnx (TorchScript)"
     return {
         "checkpoint": {
             "file": checkpoint.path.name,
             "sha256": checkpoint.sha256,
-            "bytes": checkpoint.path.stat().st_size,
+            "bytes": _size(checkpoint.path),
             "format": checkpoint.format,
             "notes": list(checkpoint.notes),
         },
@@ -278,30 +197,12 @@ def _provenance(checkpoint: Checkpoint, architecture: Architecture) -> dict[str,
             "in_network": account.network_parameters,
         },
         "activation_inside": architecture.activation,
-        "exporter": exporter,
-        "versions": versions("fundus-rt", *packages, "onnx", "numpy"),
+        "exporter": architecture.exporter,
+        "versions": versions("fundus-rt", *architecture.packages, "onnx", "numpy"),
     }
 
 
-def _warnings(card: ModelCard, differences: list[OutputDifference]) -> tuple[str, ...]:
-    found = []
-    for difference in differences:
-        if difference.photographs == 1:
-            found.append(f"{difference.name} was compared on one photograph only: whether it tells pictures apart is not shown")
-        elif difference.spread < 10 * difference.tolerance:
-            found.append(
-                f"the photographs' answers for {difference.name} lie only {difference.spread:.2g} {difference.unit} apart, "
-                f"less than ten tolerances: give photographs that differ more for a stronger proof"
-            )
-    if card.preprocessing.assumed:
-        found.append(
-            f"the authors did not publish {', '.join(card.preprocessing.assumed)} of the preprocessing; the card's values "
-            f"are assumed, and every result says so"
-        )
-    return tuple(found)
-
-
-def _columns_in_words(output: OutputSpec) -> str:
-    numbers = f"{output.columns} number" + ("s" if output.columns != 1 else "")
-    applied = "used as it is" if output.activation == "none" else f"{output.activation} is applied to the network's answer"
-    return f"{numbers}, {applied}, in {output.unit}" + (f"; in order: {', '.join(output.labels)}" if output.labels else "")
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder (SavedModel)."""
+    files = [found for found in path.rglob("*") if found.is_file()] if path.is_dir() else [path]
+    return sum(found.stat().st_size for found in files)

@@ -1,27 +1,127 @@
-"""Taking out of an ONNX graph what does no work: constants as nodes, identities, Transpose pairs, dead weight."""
+"""Taking out of an ONNX graph what does no work: computed constants, identities, cancelling Transposes, foldable arithmetic.
+
+What each family of networks leaves behind, and what goes: TorchScript writes the arithmetic on shapes and masks into the
+graph (Swin of timm: 144 Shape nodes), both exporters write Pads before convolutions and Squeeze beside Reshape, tf2onnx
+leaves the BatchNormalization behind a separable convolution and a sum behind each matrix product. A BatchNormalization
+behind Concat or before an activation (DenseNet) cannot be folded and stays one node: as Mul and Add the whole of DenseNet-121
+takes 1.23 times as long (ONNX Runtime 1.31 on one thread of a Cascade Lake, processor time, median of 80 rounds in turns).
+
+The exporter's graph against the cleaned one, the same input to both, measured in the same way at 224 x 224 (Swin v2: 256):
+
+| network, exporter                        | nodes before | after | time before / after |
+|------------------------------------------|--------------|-------|---------------------|
+| Swin-T of torchvision, TorchScript       | 6,285        | 494   | 1.13                |
+| Swin-T of timm, TorchScript              | 3,477        | 513   | 1.17                |
+| Swin v2-T of timm, TorchScript           | 3,798        | 585   | 1.13                |
+| ViT-S/16 of timm, TorchScript            | 955          | 332   | 1.05                |
+| EfficientNet-B0 of timm (tf_), TorchScript | 692        | 239   | 1.23                |
+| EfficientNet-B0 of Keras, tf2onnx        | 297          | 242   | 1.22                |
+| ConvNeXt-T of timm, TorchScript          | 454          | 238   | 1.08                |
+| ResNet-50, DenseNet-121, MobileNet, MobileNetV3, Inception-v3, Xception | 64 to 372 | 59 to 368 | 0.99 to 1.01 |
+
+The last line is the noise of a busy machine: what goes there ONNX Runtime takes out by itself, other runtimes may not.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from fundus_rt.converters.backends import require
+from fundus_rt.converters.graph_editor import GraphEditor, inner_names, permutation
+from fundus_rt.converters.graph_folding import fold_affine, foldable_behind, means_to_pooling
+from fundus_rt.converters.graph_layout import (
+    cancels_above,
+    drop_idle,
+    join_transposes,
+    merge_pads,
+    settle_expands,
+    settle_reshapes,
+)
+from fundus_rt.converters.graph_values import carry_shapes, fold_constants
+
+__all__ = ["clean_graph", "constant_of", "initializers_by_name", "leanness", "new_initializer", "permutation"]
+
+ROUNDS = 6
+"""Most rounds of rewriting; the networks known take two or three, the last of which changes nothing."""
+LARGEST_COMPARED = 1 << 14
+"""Elements of the largest initializers that every round compares; the others are compared once, at the end."""
+RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 
 
 def clean_graph(model: Any) -> None:
-    """Remove Constant and Identity nodes, Transpose pairs that cancel, dead nodes and dead initializers; in place.
+    """Remove from a graph what does no work, and fold what can be folded; in place.
 
-    Values do not change: only names are rewired. Shapes noted for inner tensors are dropped, for exporters write those of
-    their example batch there.
+    Constants and everything computed from constants and from the picture's size become initializers; identities, dropout,
+    reshapes without effect and Transposes that cancel go; arithmetic by constants behind a convolution or a matrix product
+    goes into its weights (in float64, rounded once), Pads into convolutions and poolings; equal nodes and equal
+    initializers become one; dead ones go. Answers change by float32 rounding at most. Only operators of ONNX's own set are
+    written, no newer ones than the model's operator set has. Names of inputs and outputs stay. Shapes noted for inner
+    tensors are dropped, for exporters write those of their example batch there.
+
+    Args:
+        model: an `onnx.ModelProto`; the first axis of its inputs is the batch where that is open.
     """
-    graph = model.graph
-    _constants_to_initializers(graph)
-    _drop_identities(graph)
-    _drop_cancelling_transposes(graph)
-    _drop_dead(graph)
-    del graph.value_info[:]
+    _constants_to_initializers(model.graph)
+    editor = GraphEditor(model)
+    for _ in range(ROUNDS):
+        before = editor.changes
+        fold_constants(editor)
+        shapes = carry_shapes(editor)
+        fold_constants(editor, shapes)
+        drop_idle(editor, shapes)
+        settle_expands(editor, shapes)
+        settle_reshapes(editor, shapes)
+        _join_equal_initializers(editor, LARGEST_COMPARED)
+        _join_equal_nodes(editor)
+        join_transposes(editor, shapes)
+        merge_pads(editor, shapes)
+        means_to_pooling(editor, shapes)
+        fold_affine(editor, shapes)
+        editor.drop_dead()
+        if editor.changes == before:
+            break
+    _join_equal_initializers(editor, None)
+    editor.commit()
+    used = {node.domain for node in model.graph.node}
+    for index in range(len(model.opset_import) - 1, -1, -1):
+        if model.opset_import[index].domain not in used | {"", "ai.onnx"}:
+            del model.opset_import[index]
+
+
+def leanness(model: Any) -> dict[str, int]:
+    """Count what a lean graph has none of.
+
+    Args:
+        model: an `onnx.ModelProto`; it is not changed.
+
+    Returns:
+        ``nodes`` and ``initializers``; and, to be zero: ``cancelling_transposes`` (pairs, also through elementwise
+        operators), ``dead_initializers``, ``foldable_batch_norms`` (directly behind a convolution or a matrix product with
+        constant weights), ``idle_nodes`` (Identity, Dropout), ``constant_nodes`` (Constant, and nodes of constants only),
+        ``shape_nodes``.
+    """
+    editor = GraphEditor(model)
+    shapes = carry_shapes(editor)
+    read = editor.held | {name for node in editor.nodes for name in node.input}
+    pairs = 0
+    for node in editor.each("Transpose"):
+        before = editor.producer(node.input[0], "Transpose")
+        pairs += before is not None or cancels_above(editor, node, shapes)
+    linear = list(editor.each("Conv", "ConvTranspose", "Gemm", "MatMul"))
+    behind = [editor.only_reader(node.output[0], "BatchNormalization") for node in linear]
+    foldable = [foldable_behind(editor, node, shapes) for node, norm in zip(linear, behind, strict=True) if norm is not None]
+    return {
+        "nodes": len(editor.nodes),
+        "initializers": len(editor.tensors),
+        "cancelling_transposes": pairs,
+        "dead_initializers": len(editor.tensors.keys() - read),
+        "foldable_batch_norms": sum(1 for affine in foldable if affine is not None),
+        "idle_nodes": sum(1 for _ in editor.each("Identity", "Dropout")),
+        "constant_nodes": sum(1 for node in editor.nodes if all(name in editor.tensors for name in node.input if name)),
+        "shape_nodes": sum(1 for _ in editor.each("Shape")),
+    }
 
 
 def initializers_by_name(graph: Any) -> dict[str, Any]:
@@ -49,15 +149,19 @@ def new_initializer(graph: Any, name: str, value: np.ndarray) -> str:
 
 def _constants_to_initializers(graph: Any) -> None:
     onnx = require("onnx")
+    outputs = {value.name for value in graph.output}
     kept = []
     for node in graph.node:
-        tensor = _constant_tensor(onnx, node) if node.op_type == "Constant" else None
+        plain = node.op_type == "Constant" and node.output[0] not in outputs
+        tensor = _constant_tensor(onnx, node) if plain else None
         if tensor is None:
             kept.append(node)
             continue
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
-    _set_nodes(graph, kept)
+    if len(kept) < len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
 
 
 def _constant_tensor(onnx: Any, node: Any) -> Any:
@@ -72,73 +176,36 @@ def _constant_tensor(onnx: Any, node: Any) -> Any:
     return onnx.numpy_helper.from_array(np.asarray(value, kinds[attribute.name]))
 
 
-def _drop_identities(graph: Any) -> None:
-    outputs = {value.name for value in graph.output}
-    source: dict[str, str] = {}
-    kept = []
-    for node in graph.node:
-        if node.op_type == "Identity" and node.output[0] not in outputs:
-            source[node.output[0]] = source.get(node.input[0], node.input[0])
-        else:
-            kept.append(node)
-    _rewire(kept, source)
-    _set_nodes(graph, kept)
-
-
-def _drop_cancelling_transposes(graph: Any) -> None:
-    """A Transpose whose input is a Transpose: drop both where they undo each other."""
-    outputs = {value.name for value in graph.output}
-    producers = {node.output[0]: node for node in graph.node if node.op_type == "Transpose"}
-    source: dict[str, str] = {}
-    for node in producers.values():
-        before = producers.get(node.input[0])
-        if before is None or node.output[0] in outputs:
+def _join_equal_nodes(editor: GraphEditor) -> None:
+    """Of nodes with the same operator, inputs and attributes, keep the first."""
+    first: dict[tuple[Any, ...], Any] = {}
+    for node in editor.ordered():
+        if node.op_type in RANDOM or inner_names(node) or len(node.output) != 1 or not node.input:
             continue
-        first, second = permutation(before), permutation(node)
-        if first and second and [first[axis] for axis in second] == list(range(len(first))):
-            source[node.output[0]] = source.get(before.input[0], before.input[0])
-    kept = [node for node in graph.node if not (node.output and node.output[0] in source)]
-    _rewire(kept, source)
-    _set_nodes(graph, kept)
+        settings = tuple(sorted(entry.SerializeToString() for entry in node.attribute))
+        kept = first.setdefault((node.domain, node.op_type, tuple(node.input), settings), node)
+        if kept is not node and node.output[0] not in editor.held:
+            editor.replace(node.output[0], kept.output[0])
 
 
-def permutation(node: Any) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
+def _join_equal_initializers(editor: GraphEditor, largest: int | None) -> None:
+    """Of initializers with the same type, shape and bytes, keep the first; `largest` bounds their elements."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, tensor in editor.tensors.items():
+        small = largest is None or int(np.prod(tensor.dims, dtype=np.int64)) <= largest
+        if small and editor.readers(name) and name not in editor.held:
+            alike.setdefault((tensor.data_type, *tensor.dims), []).append(name)
+    for names in alike.values():
+        first: dict[bytes, str] = {}
+        for name in names if len(names) > 1 else ():
+            array = editor.value(name)
+            kept = first.setdefault(_digest(array), name) if array is not None else name
+            if kept != name:
+                editor.replace(name, kept)
 
 
-def _drop_dead(graph: Any) -> None:
-    needed = Counter(value.name for value in graph.output)
-    kept = []
-    for node in reversed(list(graph.node)):
-        if any(needed[name] for name in node.output):
-            kept.append(node)
-            needed.update(_names_read(node))
-    _set_nodes(graph, kept[::-1])
-    alive = [tensor for tensor in graph.initializer if needed[tensor.name]]
-    if len(alive) < len(graph.initializer):
-        del graph.initializer[:]
-        graph.initializer.extend(alive)
+def _digest(array: np.ndarray) -> bytes:
+    """SHA-256 of an array's bytes."""
+    import hashlib
 
-
-def _names_read(node: Any) -> list[str]:
-    """Inputs of a node and of the graphs inside it (If, Loop)."""
-    names = list(node.input)
-    for attribute in node.attribute:
-        for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            names += [name for nested in inner.node for name in _names_read(nested)]
-            names += [value.name for value in inner.output]
-    return names
-
-
-def _rewire(nodes: list[Any], source: dict[str, str]) -> None:
-    for node in nodes:
-        for index, name in enumerate(node.input):
-            if name in source:
-                node.input[index] = source[name]
-
-
-def _set_nodes(graph: Any, nodes: list[Any]) -> None:
-    if len(nodes) == len(graph.node):
-        return
-    del graph.node[:]
-    graph.node.extend(nodes)
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

@@ -1,8 +1,7 @@
 """A Keras 2 network through tf_keras: its reference answers, and its ONNX graph through tf2onnx.
 
-tf_keras keeps the classes of Keras 2, so the file's own configuration is loaded as it is: DepthwiseConv2D with ``groups``
-(which Keras 3 refuses), the normalisation layers of every EfficientNet era, old ``Model`` classes. Nothing is rebuilt from
-a family's name, so nothing can be rebuilt wrongly.
+The file's own configuration is the network (see `fundus_rt.converters.keras_modern` for what is renamed in it): nothing is
+rebuilt from a family's name where the file says what it is. The weights are put in by name (`keras_loading`).
 """
 
 from __future__ import annotations
@@ -14,32 +13,77 @@ from typing import Any
 
 import numpy as np
 
-from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.keras_loading import load_weights
+from fundus_rt.converters.keras_modern import custom_layers, modernised
 from fundus_rt.converters.parity import REFERENCE_BATCH
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPSET = 17
 
 
-def build_keras(checkpoint: Checkpoint, architecture: Architecture) -> Any:
-    """Load a full-model ``.h5`` without its training state, and hold its parameters against the file's.
+class KerasNetwork:
+    """A Keras network with a checkpoint's weights: see `fundus_rt.converters.architecture.Network`."""
+
+    def __init__(self, network: Any, input_size: tuple[int, int], channels_first: bool = False) -> None:
+        """Hold a network as `build_keras` gives it.
+
+        Args:
+            network: a ``tf_keras`` model.
+            input_size: height and width of the pictures.
+            channels_first: whether it takes [N, 3, H, W], as those of ``data_format="channels_first"`` do.
+        """
+        self.network = network
+        self.input_size = input_size
+        self.channels_first = channels_first
+
+    def answers(self, images: np.ndarray) -> np.ndarray:
+        """Answers of Keras: float32, first axis N, of images float32 [N, H, W, 3]."""
+        if self.channels_first:
+            return channels_first_answers(self.network, np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return keras_answers(self.network, images)
+
+    def graph(self) -> Any:
+        """ONNX graph by tf2onnx."""
+        return onnx_from_keras(self.network, self.input_size, self.channels_first)
+
+    def close(self) -> None:
+        """Forget the network, and what Keras keeps of it."""
+        self.network = None
+        forget_keras()
+
+
+def build_keras(checkpoint: Checkpoint, description: str) -> Any:
+    """Build the network of a file's configuration, without its training state, and load every weight of the file into it.
+
+    Args:
+        checkpoint: with `keras_config`, searched for code; the weights are read from its path.
+        description: for the message of a failure.
 
     Raises:
-        UnsupportedCheckpointError: Keras cannot load it, or loads another number of parameters than the file holds.
+        UnsupportedCheckpointError: Keras cannot build it, the weights are not exactly the network's, several inputs or outputs,
+            or an output that is not one row of numbers per picture.
         BackendUnavailableError: TensorFlow or tf_keras is missing.
     """
     _, keras = require_keras()
+    config, _ = modernised(checkpoint.keras_config or {})
     try:
-        with quiet_tracing():
-            network = keras.models.load_model(checkpoint.path, compile=False, safe_mode=not checkpoint.trusted)
+        with quiet_tracing(), quiet_standard_error():
+            network = keras.models.model_from_config(config, custom_objects=custom_layers())
     except Exception as error:  # whatever a layer's constructor raises on settings that it does not know
         text = " ".join(str(error).split())[:300]
         raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name} (Keras {checkpoint.keras_version}) is recognised as {architecture.description} but "
-            f"Keras cannot load it: {type(error).__name__}: {text}"
+            f"{checkpoint.path.name} (Keras {checkpoint.keras_version}) is recognised as {description} but "
+            f"Keras cannot build it: {type(error).__name__}: {text}"
         ) from error
+    if not network.built:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name} does not say the shape of its input, so its layers have no weights to load into; save it "
+            f"again from a network that was called once, or whose first layer has input_shape"
+        )
+    with require("h5py").File(checkpoint.path, "r") as file:
+        load_weights(network, file.get("model_weights", file), checkpoint.path)
     loaded = int(sum(np.prod(weight.shape) for weight in network.weights))
     if loaded != checkpoint.parameters:
         raise UnsupportedCheckpointError(
@@ -49,6 +93,12 @@ def build_keras(checkpoint: Checkpoint, architecture: Architecture) -> Any:
     if len(network.outputs) != 1 or len(network.inputs) != 1:
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} has {len(network.inputs)} inputs and {len(network.outputs)} outputs, expected one each"
+        )
+    shape = tuple(network.outputs[0].shape)
+    if len(shape) != 2:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name} answers with {list(shape)}, expected [N, columns]: a map or a sequence, not one row of "
+            f"numbers for each picture"
         )
     return network
 
@@ -66,15 +116,54 @@ def keras_answers(network: Any, images: np.ndarray) -> np.ndarray:
     return np.asarray(network.predict(images, batch_size=REFERENCE_BATCH, verbose=0))
 
 
-def onnx_from_keras(network: Any, input_size: tuple[int, int]) -> Any:
+def channels_first_answers(network: Any, images: np.ndarray) -> np.ndarray:
+    """Answers of a network with its channels first, on the CPU.
+
+    TensorFlow has no convolutions with channels first on a CPU. Its own graph optimiser (Grappler's layout pass) turns the
+    network's graph into channels last, as it does the other way round for GPUs; the network itself is not rewritten here.
+
+    Args:
+        network: a ``tf_keras`` model of ``data_format="channels_first"``.
+        images: float32 [N, 3, H, W], as the network expects them.
+
+    Returns:
+        float32, first axis N.
+    """
+    tensorflow, _ = require_keras()
+    freeze = require("tensorflow.python.framework.convert_to_constants").convert_variables_to_constants_v2
+    protocol = require("tensorflow.core.protobuf.config_pb2")
+    rewriter = require("tensorflow.core.protobuf.rewriter_config_pb2").RewriterConfig
+    with quiet_tracing():
+        signature = tensorflow.TensorSpec((None, *images.shape[1:]), tensorflow.float32)
+        traced = tensorflow.function(lambda tensor: network(tensor, training=False)).get_concrete_function(signature)
+        frozen = freeze(traced)
+    settings = protocol.ConfigProto()
+    passes = settings.graph_options.rewrite_options
+    passes.layout_optimizer = rewriter.ON
+    passes.cpu_layout_conversion = rewriter.NCHW_TO_NHWC
+    passes.min_graph_nodes = -1  # graphs of any size
+    graph = tensorflow.Graph()
+    with graph.as_default():
+        tensorflow.import_graph_def(frozen.graph.as_graph_def(), name="")
+    given, wanted = frozen.inputs[0].name, frozen.outputs[0].name
+    with quiet_standard_error(), tensorflow.compat.v1.Session(graph=graph, config=settings) as session:
+        parts = [
+            session.run(wanted, {given: images[start : start + REFERENCE_BATCH]})
+            for start in range(0, len(images), REFERENCE_BATCH)
+        ]
+    return np.concatenate(parts)
+
+
+def onnx_from_keras(network: Any, input_size: tuple[int, int], channels_first: bool = False) -> Any:
     """Convert with tf2onnx, batch dynamic, BatchNorm folded into the convolutions.
 
     Args:
         network: as `build_keras` gives it.
         input_size: height and width, pixels.
+        channels_first: whether the network takes [N, 3, H, W].
 
     Returns:
-        An `onnx.ModelProto` with one input float32 [N, H, W, 3].
+        An `onnx.ModelProto` with one input float32 [N, H, W, 3], or [N, 3, H, W] with its channels first.
 
     Raises:
         UnsupportedCheckpointError: an operation that tf2onnx does not know.
@@ -83,9 +172,10 @@ def onnx_from_keras(network: Any, input_size: tuple[int, int]) -> Any:
     tensorflow, _ = require_keras()
     with quiet_standard_error():
         converter = require("tf2onnx").convert
-    signature = (tensorflow.TensorSpec((None, *input_size, 3), tensorflow.float32, name="images"),)
+    shape = (None, 3, *input_size) if channels_first else (None, *input_size, 3)
+    signature = (tensorflow.TensorSpec(shape, tensorflow.float32, name="images"),)
     try:
-        with quiet_tracing(), _garbage_collected_often():
+        with quiet_tracing(), garbage_collected_often():
             model, _ = converter.from_keras(network, input_signature=signature, opset=OPSET)
     except Exception as error:  # whatever tf2onnx raises on an operation that it does not know
         text = " ".join(str(error).split())[:300]
@@ -94,7 +184,7 @@ def onnx_from_keras(network: Any, input_size: tuple[int, int]) -> Any:
 
 
 @contextmanager
-def _garbage_collected_often() -> Iterator[None]:
+def garbage_collected_often() -> Iterator[None]:
     """Let Python find cyclic garbage soon inside the block.
 
     tf2onnx copies the whole graph, weights included, before each of its passes, and the copies end as cycles. Python looks

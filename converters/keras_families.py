@@ -1,148 +1,203 @@
-"""Families of ``keras.applications``, told from the layer names of a file's own configuration."""
+"""Which network a Keras file holds, from its own configuration: families of ``keras.applications``, or layers that are known."""
 
 from __future__ import annotations
 
-import math
-import re
-from typing import Any
-
-from fundus_rt.converters.architecture import Architecture, LoadAccount, refusal
+from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, refusal
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.keras_files import last_layer, layer_names, walk_layers
+from fundus_rt.converters.efficientnet_eras import era_note, normalisation_note, stored_statistics
+from fundus_rt.converters.keras_config import (
+    Config,
+    activation_of,
+    answering_layers,
+    data_format_of,
+    input_shape_of,
+    layer_name,
+    layer_names,
+    settings_of,
+    walk_layers,
+)
+from fundus_rt.converters.keras_export import KerasNetwork, build_keras
+from fundus_rt.converters.keras_landmarks import changed_backbone, landmark_of_config
+from fundus_rt.converters.keras_modern import modernised
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
-EFFICIENTNET_REPEATS = (1, 2, 2, 3, 3, 4, 1)
-"""Blocks per stage of EfficientNet-B0 (Tan & Le, arXiv 1905.11946, table 1)."""
+PACKAGES = ("tensorflow", "tf_keras", "tf2onnx")
 
-EFFICIENTNET_SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
-"""Width and depth coefficients of B0 to B7, as keras.applications and the authors' own code have them."""
+ANY_FAMILY = "keras"
+"""Family of a card that takes any network of known layers: the file's own configuration is the architecture."""
 
-LANDMARKS = (
-    ("mobilenet", "MobileNet (v1)", ("conv_dw_1", "conv_pw_13"), ()),
-    ("inception-v3", "Inception-v3", ("mixed0", "mixed10"), ("mixed_7a",)),
-    ("inception-resnet-v2", "Inception-ResNet-v2", ("mixed_7a", "conv_7b", "block8_10"), ()),
-    ("resnet-50", "ResNet-50", ("conv4_block6_out", "conv5_block3_out", "conv1_conv"), ("conv4_block7_out", "conv1_pad_v2")),
-    ("mobilenet-v2", "MobileNetV2", ("block_16_project", "expanded_conv_project"), ()),
-    ("xception", "Xception", ("block14_sepconv2",), ()),
-    ("densenet", "DenseNet", ("conv5_block16_concat", "conv4_block24_concat"), ()),
-    ("resnet-deep", "ResNet-101 or deeper", ("conv4_block7_out", "conv5_block3_out"), ()),
-    ("efficientnet-v2", "EfficientNetV2", ("block1a_project_conv", "block4a_dwconv2"), ()),
-)
-"""Family, its name for the reader, layers that all have to be there, layers of which none may be."""
+PASSING = ("Flatten", "Reshape", "Dropout", "InputLayer", "Permute")
+"""Layers at a network's end that only pass numbers on."""
+
+POSITIVE = ("relu", "softplus", "exponential")
+"""Activations with which a regression may end: the numbers are used as they are."""
 
 
 def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
-    """Say which family of keras.applications a full-model ``.h5`` holds.
+    """Say which network a Keras file holds; weights only are first rebuilt, see `keras_weights.rebuilt`.
+
+    Args:
+        checkpoint: of Keras 2 or 3.
+        card: with ``keras`` among its families, any network of known layers is taken.
 
     Raises:
-        UnsupportedCheckpointError: a family that is not known, more than one output, no fixed number of outputs, a layout
-            with channels first.
+        UnsupportedCheckpointError: a family that the card does not take, one of its size changed, several inputs or outputs,
+            no fixed number of outputs, pictures of another number of channels than three.
     """
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    form = "full model" if checkpoint.format != "keras-h5-weights" else "weights with their configuration"
+    made_here = checkpoint.keras_config is None
+    if made_here:
+        from fundus_rt.converters.keras_weights import rebuilt
+
+        checkpoint, notes, warnings = rebuilt(checkpoint, card)
+        form = "weights only, rebuilt from its layers' names"
     config = checkpoint.keras_config or {}
-    names = set(layer_names(config))
-    family, title = _family(names, config)
-    if not family or family not in card.families:
-        raise refusal(checkpoint, card, title)
-    if any(_settings(layer).get("data_format") == "channels_first" for layer in walk_layers(config)):
+    family, title = _family(checkpoint, card, config, made_here)
+    layout = data_format_of(config)
+    if layout == "mixed":
         raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name} has its channels first, which Keras cannot run on a CPU, so it cannot be proved; not "
-            f"supported yet. Rebuild it with data_format='channels_last' and the same weights."
+            f"{checkpoint.path.name} has layers with channels first and layers with channels last; expected one of the two"
         )
-    size = _input_size(checkpoint, card, config)
-    columns, activation = _ending(checkpoint, last_layer(config))
+    size = _input_size(checkpoint, card, config, layout == "channels_first")
+    columns, activation = _ending(checkpoint, card, config)
     tensors, numbers = len(checkpoint.shapes), checkpoint.parameters
     account = LoadAccount(tensors, numbers, tensors, numbers, numbers)
+    ending = {"none": "linear", None: "its end is read from the graph"}.get(activation, activation)
     described = (
-        f"{title}, {size[0]} x {size[1]} pixels, {columns} output{'s' if columns > 1 else ''} "
-        f"({activation if activation != 'none' else 'linear'}), full model"
-    )
-    return Architecture(family, described, size, columns, activation, account)
+        f"{title}, {size[0]} x {size[1]} pixels, {columns} output{'s' if columns > 1 else ''} ({ending}), {form}"
+        + (", channels first" if layout == "channels_first" else "")
+    )  # fmt: skip
+    if not checkpoint.keras_version.startswith("3."):
+        notes += modernised(config)[1]
+    notes += _grey_levels(checkpoint, config, title)
+    if layout == "channels_first":
+        notes += (
+            "channels first: the reference answers are those of TensorFlow with its own graph optimiser turning the layout for "
+            "the CPU; the network itself was not rewritten",
+        )
+
+    def build() -> Network:
+        return KerasNetwork(build_keras(checkpoint, described), size, layout == "channels_first")
+
+    return Architecture(family, described, size, columns, activation, account, build, "tf2onnx", PACKAGES, notes, warnings)
 
 
-def _family(names: set[str], config: dict[str, Any]) -> tuple[str, str]:
-    """Family and title; an empty family and a description where none fits."""
-    if "stem_conv" in names and "block1a_dwconv" in names and "top_conv" in names:
-        return _efficientnet(names, config)
-    for family, title, present, absent in LANDMARKS:
-        if names.issuperset(present) and names.isdisjoint(absent):
-            return family, f"a Keras {title}"
-    return "", f"a Keras network of {len(names)} layers that is not known"
+def _family(checkpoint: Checkpoint, card: ModelCard, config: Config, made_here: bool) -> tuple[str, str]:
+    """Family and title, which are the card's, or of any network of known layers where the card takes those.
+
+    Args:
+        checkpoint: the file.
+        card: whose families count.
+        config: of the network.
+        made_here: whether the configuration was made by keras.applications here, so that its size is the published one.
+
+    Raises:
+        UnsupportedCheckpointError: neither.
+    """
+    landmark, unknown = landmark_of_config(config)
+    title = f"a Keras {landmark.title}" if landmark else unknown
+    changed = changed_backbone(checkpoint, landmark) if landmark and not made_here else ""
+    if landmark and not changed and landmark.family in card.families:
+        return landmark.family, title
+    if ANY_FAMILY in card.families:
+        layers = list(walk_layers(config))
+        kinds = len({layer["class_name"] for layer in layers})
+        known = changed or (title if landmark else "a Keras network of its own")
+        return ANY_FAMILY, f"{known} ({len(layers)} layers of {kinds} kinds, {checkpoint.parameters:,} parameters)"
+    advice = ""
+    if changed or not landmark:
+        advice = (
+            f" Every layer of it is known, so a card whose families are ['{ANY_FAMILY}'] takes it as its own configuration "
+            f"describes it."
+        )
+    error = refusal(checkpoint, card, changed or title)
+    raise UnsupportedCheckpointError(f"{error}{advice}") from None
 
 
-def _efficientnet(names: set[str], config: dict[str, Any]) -> tuple[str, str]:
-    """The variant by its depths and the width of its stem; scaled as Tan & Le's code does."""
-    depths = tuple(len({n for n in names if re.fullmatch(rf"block{stage}[a-z]+_dwconv", n)}) for stage in range(1, 8))
-    stem = next(_settings(layer).get("filters") for layer in walk_layers(config) if _settings(layer).get("name") == "stem_conv")
-    for number, (width, depth) in enumerate(EFFICIENTNET_SCALES):
-        scaled = tuple(math.ceil(depth * repeats) for repeats in EFFICIENTNET_REPEATS)
-        if depths == scaled and stem == _round_filters(32 * width):
-            return f"efficientnet-b{number}", f"a Keras EfficientNet-B{number}"
-    return (
-        "",
-        f"a Keras EfficientNet of depths {'-'.join(map(str, depths))} and {stem} filters in its stem, none of B0 to B7",
-    )
-
-
-def _round_filters(filters: float) -> int:
-    """The nearest multiple of 8 that is not below nine tenths of `filters` (`round_filters` of the authors' code)."""
-    rounded = max(8, int(filters + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * filters else rounded
-
-
-def _input_size(checkpoint: Checkpoint, card: ModelCard, config: dict[str, Any]) -> tuple[int, int]:
+def _input_size(checkpoint: Checkpoint, card: ModelCard, config: Config, channels_first: bool) -> tuple[int, int]:
     """Height and width of the outermost input; the card's where the network takes any."""
-    for layer in (config, *walk_layers(config)):
-        settings = _settings(layer)
-        shape = settings.get("batch_input_shape") or settings.get("batch_shape")
-        if not shape:
-            continue
-        if len(shape) != 4 or shape[3] != 3:
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.path.name} takes an input of shape {shape}, expected [None, height, width, 3] (colour)"
-            )
-        height, width = card.preprocessing.input_size
-        return int(shape[1] or height), int(shape[2] or width)
-    raise UnsupportedCheckpointError(f"{checkpoint.path.name} does not say the shape of its input; save it again with one")
+    file = checkpoint.path.name
+    shape = input_shape_of(config)
+    if shape is None:
+        raise UnsupportedCheckpointError(f"{file} does not say the shape of its input; save it again with one")
+    where = 1 if channels_first else 3
+    if len(shape) != 4 or shape[where] not in (3, None):
+        channels = shape[where] if len(shape) == 4 else None
+        grey = " (grey pictures); fundus photographs are prepared in colour" if channels == 1 else ""
+        expected = "[None, 3, height, width]" if channels_first else "[None, height, width, 3]"
+        words = f"{channels} channel{'s' if channels != 1 else ''}{grey}" if channels else f"an input of {len(shape)} dimensions"
+        raise UnsupportedCheckpointError(f"{file} takes {words}: its input has the shape {shape}, expected {expected}")
+    height, width = (length for index, length in enumerate(shape) if index not in (0, where))
+    preset = card.preprocessing.input_size
+    return int(height or preset[0]), int(width or preset[1])
 
 
-def _ending(checkpoint: Checkpoint, layer: dict[str, Any]) -> tuple[int, str]:
-    """Number of outputs and the activation at the network's end.
+def _ending(checkpoint: Checkpoint, card: ModelCard, config: Config) -> tuple[int, str | None]:
+    """Number of outputs and the activation at the network's end; None where only its graph tells.
 
-    Endings that are understood: a Dense layer, one followed by an activation, and MobileNet's own 1 x 1 convolution
-    ``conv_preds``, whose number of filters is the number of outputs.
+    Endings that are understood: a Dense layer, or a convolution whose map is pooled or reshaped to one row (MobileNet's own
+    ``conv_preds``), each followed by an activation or none.
+
+    Raises:
+        UnsupportedCheckpointError: another end, or an activation whose meaning is not known.
     """
     file = checkpoint.path.name
-    kind, settings = layer["class_name"], _settings(layer)
-    activation = settings.get("activation", "softmax" if kind == "Softmax" else "linear")
-    if isinstance(activation, dict):
-        activation = activation.get("config")
-    if activation not in ("linear", "sigmoid", "softmax", None):
-        raise UnsupportedCheckpointError(
-            f"{file} ends with the activation {activation!r}; expected linear, sigmoid or softmax, whose meaning is known"
-        )
-    columns = settings.get("units") or settings.get("filters") or _columns_before(checkpoint)
-    if not columns:
-        raise UnsupportedCheckpointError(
-            f"{file} ends with a layer {kind} ({settings.get('name')!r}), expected a Dense layer: the file holds features "
-            f"without a head, or a head that is not known. Ask for the file of the whole network."
-        )
-    return int(columns), "none" if activation in ("linear", None) else str(activation)
+    applied: list[str | None] = []
+    reshaped = pooled = False
+    kind = name = ""
+    for layer in answering_layers(config):
+        kind, name = str(layer["class_name"]), layer_name(layer)
+        if kind in PASSING:
+            reshaped = reshaped or kind in ("Flatten", "Reshape")
+        elif kind == "Softmax" or (kind == "Activation" and not pooled):
+            applied.append("softmax" if kind == "Softmax" else activation_of(layer))
+        elif kind in ("TFOpLambda", "ReLU", "LeakyReLU") and not pooled:
+            applied.append("relu" if kind == "ReLU" else kind)
+        elif kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D") and not pooled:
+            pooled = True
+        elif kind == "Dense" or (kind == "Conv2D" and (reshaped or pooled)):
+            settings = settings_of(layer)
+            applied.append(None if pooled else activation_of(layer))
+            found = next((activation for activation in applied if activation not in (None, "linear")), None)
+            return int(settings.get("units") or settings.get("filters") or 0), _meaning(checkpoint, card, found)
+        elif kind == "Conv2D":
+            raise UnsupportedCheckpointError(
+                f"{file} ends with a map of {settings_of(layer).get('filters')} channels ({name!r}, a convolution that nothing "
+                f"pools or reshapes), expected one row of numbers for each picture: it is a segmentation network or one whose "
+                f"pooling was left out"
+            )
+        else:
+            break
+    raise UnsupportedCheckpointError(
+        f"{file} ends with a layer {kind} ({name!r}), expected a Dense layer: the file holds features "
+        f"without a head, or a head that is not known. Ask for the file of the whole network."
+    )
 
 
-def _columns_before(checkpoint: Checkpoint) -> int:
-    """Outputs of the last layer with units or filters, when the network ends in layers without weights (activation,
-    reshape); 0 when that layer is not a head."""
-    layers = list(walk_layers(checkpoint.keras_config or {}))
-    for layer in reversed(layers):
-        settings = _settings(layer)
-        if layer["class_name"] == "Dense" or settings.get("name") == "conv_preds":
-            return int(settings.get("units") or settings.get("filters") or 0)
-        if layer["class_name"] not in ("Activation", "Softmax", "Reshape", "Flatten", "Dropout"):
-            return 0
-    return 0
+def _meaning(checkpoint: Checkpoint, card: ModelCard, activation: str | None) -> str | None:
+    """The activation inside as `Architecture` states it."""
+    if activation in (None, "linear"):
+        return "none"
+    if activation in ("sigmoid", "softmax"):
+        return activation
+    if activation in POSITIVE and card.outputs[0].task == "regression":
+        return "none"
+    if activation == "TFOpLambda":
+        return None
+    raise UnsupportedCheckpointError(
+        f"{checkpoint.path.name} ends with the activation {activation!r}; expected linear, sigmoid or softmax, whose meaning is "
+        f"known" + (", for classes" if activation in POSITIVE else "")
+    )
 
 
-def _settings(layer: dict[str, Any]) -> dict[str, Any]:
-    settings = layer.get("config")
-    return settings if isinstance(settings, dict) else {}
+def _grey_levels(checkpoint: Checkpoint, config: Config, title: str) -> tuple[str, ...]:
+    """What an EfficientNet does to grey levels; nothing for other networks."""
+    if "EfficientNet-B" not in title or "stem_conv" not in layer_names(config):
+        return ()
+    stored = stored_statistics(checkpoint)
+    effect, era = normalisation_note(config, stored), era_note(config, stored)
+    found = [sentence for sentence in (effect, era) if sentence]
+    return ("; ".join(found),) if found else ()

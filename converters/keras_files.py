@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.hdf5_links import refuse_links
+from fundus_rt.converters.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
+from fundus_rt.converters.keras_loading import stored_layers, stored_names, text_of
+from fundus_rt.converters.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
 _IMAGE_LAYERS = """
-    Activation Add AlphaDropout Average AveragePooling2D BatchNormalization Concatenate Conv2D Conv2DTranspose Cropping2D
-    Dense DepthwiseConv2D Dropout ELU Flatten Functional GaussianDropout GaussianNoise GlobalAveragePooling2D
+    Activation Add AlphaDropout Average AveragePooling2D BatchNormalization CenterCrop Concatenate Conv2D Conv2DTranspose
+    Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten Functional GaussianDropout GaussianNoise GlobalAveragePooling2D
     GlobalMaxPooling2D InputLayer LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Model Multiply Normalization
     PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling
-    Reshape SeparableConv2D Sequential Softmax SpatialDropout2D Subtract TFOpLambda UpSampling2D ZeroPadding2D
+    Reshape Resizing SeparableConv2D Sequential SlicingOpLambda Softmax SpatialDropout2D Subtract TFOpLambda ThresholdedReLU
+    UpSampling2D ZeroPadding2D
 """
 KNOWN_LAYERS = frozenset(_IMAGE_LAYERS.split())
 """Layers of Keras 2 that image networks are made of and that carry no code of their own."""
@@ -31,18 +35,22 @@ HARMLESS_OPERATIONS = ("math.", "nn.", "__operators__.", "cast", "reshape", "con
 def read_keras_h5(path: Path, sha256: str, trust: bool) -> Checkpoint:
     """Read the configuration and the tensors' shapes of a Keras ``.h5`` or ``.hdf5`` file; no weights, no TensorFlow.
 
+    A file of `model.save_weights` has no configuration. The one of the JSON file (`model.to_json`) beside it is taken, where
+    exactly one there has the file's layers; else the configuration stays None, and the layers' names have to tell the network.
+
     Args:
         path: the file.
         sha256: hash of its content.
         trust: allow Lambda layers, whose Python byte code Keras would execute.
 
     Raises:
-        UnsupportedCheckpointError: damaged, weights only, custom layers, of Keras 3, or not of Keras.
+        UnsupportedCheckpointError: damaged, custom layers, of Keras 1, not of Keras, or tensors that lie in other files.
         UntrustedCheckpointError: it has layers that carry code, and is not trusted.
     """
     h5py = require("h5py")
     try:
         with h5py.File(path, "r") as file:
+            refuse_links(h5py, file, path)
             return _read(h5py, file, path, sha256, trust)
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UnsupportedCheckpointError(
@@ -51,25 +59,110 @@ def read_keras_h5(path: Path, sha256: str, trust: bool) -> Checkpoint:
 
 
 def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpoint:
-    if "model_config" not in file.attrs:
-        raise UnsupportedCheckpointError(_without_config(file, path))
+    text = _joined(file.attrs, "model_config")
+    if text is None:
+        return _read_weights(h5py, file, path, sha256, trust)
     try:
-        config = json.loads(_text(file.attrs["model_config"]))
+        config = json.loads(text)
     except ValueError as error:
         raise UnsupportedCheckpointError(f"{path.name}: its model_config is not JSON ({error}); the file is damaged") from error
     group = file["model_weights"]
-    version = _text(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
-    backend = _text(group.attrs.get("backend", file.attrs.get("backend", "")))
+    version, notes = _origin(path, group, file)
     if version.startswith("3."):
+        from fundus_rt.converters.keras3_files import read_keras3_h5
+
+        return read_keras3_h5(h5py, file, path, sha256, config, trust)
+    if version.startswith("1.") or "nb_filter" in text:
         raise UnsupportedCheckpointError(
-            f"{path.name} was written by Keras {version}; files of Keras 2 are read so far. Load it with the Keras that "
-            f"wrote it and save it from tf_keras, or ask for the next release."
+            f"{path.name} was written by Keras {version or '1'}, whose layers have other settings; expected Keras 2. Load it "
+            f"with Keras 2.0 to 2.2, which translates them, and save it again with model.save('model.h5')."
         )
-    notes = [f"written by Keras {version or 'of unknown version'}" + (f" on {backend}" if backend else "")]
-    _refuse_code(path, config, trust)
+    refuse_code(path, config, trust)
     others = [key for key in file if key != "model_weights"]
     if others:
         notes.append(f"left aside: {', '.join(others)} (state of the training)")
+    shapes = _shapes(h5py, group)
+    return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
+
+
+def _read_weights(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpoint:
+    """A file of `model.save_weights`, with the configuration beside it where there is one."""
+    if not stored_names(file, "layer_names"):
+        if "layers" in file or "_layer_checkpoint_dependencies" in file:
+            raise UnsupportedCheckpointError(
+                f"{path.name} holds weights only, in the form that Keras 3, and 2.13 to 2.15 under a name ending in "
+                f".weights.h5, write, which has no names of layers. Load them where the network is defined and save both with "
+                f"model.save('model.h5')."
+            )
+        raise UnsupportedCheckpointError(
+            f"{path.name} is an HDF5 file but not one of Keras: no model_config and no layer_names; it has "
+            f"{', '.join(list(file)[:6]) or 'nothing'}. Expected the file of model.save('model.h5')."
+        )
+    version, notes = _origin(path, file, file)
+    layers = stored_layers(file)
+    config, beside = _configuration_beside(path, layers)
+    if config is not None:
+        refuse_code(path.with_name(beside), config, trust)
+        notes.append(f"weights only: the network is the one of {beside} beside it")
+    return Checkpoint(
+        path, sha256, "keras-h5-weights", "keras", _shapes(h5py, file), {}, config, version, tuple(notes), trust
+    )  # fmt: skip
+
+
+def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...]]]) -> tuple[Config | None, str]:
+    """Configuration and name of the one JSON file in the same folder whose layers are those of a weights-only file.
+
+    Raises:
+        UnsupportedCheckpointError: several different ones fit, and none has the file's own name.
+    """
+    fitting: dict[str, Config] = {}
+    for other in sorted(path.parent.glob("*.json")):
+        try:
+            config = json.loads(other.read_text(encoding="utf-8"))
+            config = json.loads(config) if isinstance(config, str) else config  # json.dump(model.to_json()) quotes it twice
+            names = [layer_name(layer) for layer in config["config"]["layers"]] if "class_name" in config else []
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # another file that happens to lie there
+        if {name for name, weights in layers.items() if weights} <= set(names) and names:
+            fitting[other.name] = config
+    own = [name for name in fitting if name in (f"{path.stem}.json", f"{path.name}.json")]
+    different = {json.dumps(config, sort_keys=True) for config in fitting.values()}
+    if not own and len(different) > 1:
+        raise UnsupportedCheckpointError(
+            f"{path.name} holds weights only, and its layers fit {len(fitting)} different JSON files beside it "
+            f"({', '.join(fitting)}); name the right one {path.stem}.json, or move the others away"
+        )
+    name = next(iter(own or fitting), "")
+    return fitting.get(name), name
+
+
+def _origin(path: Path, group: Any, file: Any) -> tuple[str, list[str]]:
+    """Version of Keras that wrote the file, and that said in words.
+
+    Raises:
+        UnsupportedCheckpointError: it was written on Theano.
+    """
+    version = text_of(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
+    backend = text_of(group.attrs.get("backend", file.attrs.get("backend", "")))
+    if backend == "theano":
+        raise UnsupportedCheckpointError(
+            f"{path.name} was written on Theano, which stores convolution kernels mirrored; expected TensorFlow. Load it with "
+            f"Keras 2.0 to 2.3 on TensorFlow, which turns them round, and save it again with model.save('model.h5')."
+        )
+    return version, [f"written by Keras {version or 'of unknown version'}" + (f" on {backend}" if backend else "")]
+
+
+def _joined(attributes: Any, key: str) -> str | None:
+    """Text of an attribute, put together where it was split into ``key0``, ``key1``, ... for HDF5's limit of 64 KiB."""
+    if key in attributes:
+        return text_of(attributes[key])
+    parts: list[str] = []
+    while f"{key}{len(parts)}" in attributes:
+        parts.append(text_of(attributes[f"{key}{len(parts)}"]))
+    return "".join(parts) if parts else None
+
+
+def _shapes(h5py: Any, group: Any) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def collect(name: str, item: Any) -> None:
@@ -77,41 +170,37 @@ def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpo
             shapes[name] = tuple(int(length) for length in item.shape)
 
     group.visititems(collect)
-    return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
+    return shapes
 
 
-def _without_config(file: Any, path: Path) -> str:
-    if "layer_names" in file.attrs:
-        names = [_text(name) for name in file.attrs["layer_names"]]
-        shown = ", ".join(names[:4])
-        return (
-            f"{path.name} holds weights only ({len(names)} layers: {shown}, ...), not the network they belong to; that is "
-            f"not read yet, for a rebuilt network can differ silently. Load the weights where the network is defined and "
-            f"save both with model.save('model.h5')."
-        )
-    return (
-        f"{path.name} is an HDF5 file but not one of Keras: no model_config and no layer_names; it has "
-        f"{', '.join(list(file)[:6]) or 'nothing'}. Expected the file of model.save('model.h5')."
-    )
+def refuse_code(path: Path, config: Config, trust: bool) -> None:
+    """Look through a configuration of Keras 2 for what would run code, and for what is not known.
 
+    Args:
+        path: of the file, for messages.
+        config: as read; nothing of it was looked up yet.
+        trust: allow Lambda layers.
 
-def _refuse_code(path: Path, config: dict[str, Any], trust: bool) -> None:
-    """Raise for layers that carry or call code, and for those of other packages."""
-    executed, foreign = [], []
+    Raises:
+        UntrustedCheckpointError: layers that carry or call code.
+        UnsupportedCheckpointError: layers or activations of other packages.
+    """
+    executed, foreign, sums = [], [], residual_sums(config)
     for layer in walk_layers(config):
-        kind, name, settings = layer["class_name"], _layer_name(layer), layer.get("config", {})
-        if kind == "TFOpLambda":
-            function = str(settings.get("function", ""))
+        kind, name = str(layer["class_name"]), layer_name(layer)
+        short = RENAMED.get(kind, kind).removeprefix("experimental.preprocessing.")
+        if kind in ("TFOpLambda", "SlicingOpLambda"):
+            function = str(settings_of(layer).get("function", ""))
             if not function.startswith(HARMLESS_OPERATIONS):
                 executed.append(f"{name!r} (calls tf.{function})")
+        elif name in sums or kind in (*DROPOUTS, "Swish"):
+            continue  # what it computes is known, and is written out in its place
         elif kind == "Lambda":
             executed.append(f"{name!r} (a Lambda layer with Python byte code)")
-        elif kind not in KNOWN_LAYERS:
+        elif short not in KNOWN_LAYERS:
             foreign.append(f"{name!r} (layer {kind})")
-        activation = settings.get("activation", "linear") if isinstance(settings, dict) else "linear"
-        if isinstance(activation, dict):
-            activation = str(activation.get("config", activation.get("class_name")))
-        if activation is not None and activation not in KNOWN_ACTIVATIONS:
+        activation = activation_of(layer)
+        if activation is not None and activation not in KNOWN_ACTIVATIONS and activation not in RELU6:
             foreign.append(f"{name!r} (activation {activation})")
     if executed and not trust:
         raise UntrustedCheckpointError(
@@ -123,48 +212,3 @@ def _refuse_code(path: Path, config: dict[str, Any], trust: bool) -> None:
             f"{path.name} uses objects that are not part of Keras: {', '.join(foreign[:5])}. Replace them by Keras' own "
             f"layers where the network is defined, and save it again with model.save('model.h5')."
         )
-
-
-def walk_layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every layer of a ``model_config``, nested models before what is in them."""
-    settings = config.get("config", {})
-    layers = settings if isinstance(settings, list) else settings.get("layers", [])
-    for layer in layers:
-        yield layer
-        if layer["class_name"] in ("Functional", "Model", "Sequential"):
-            yield from walk_layers(layer)
-        elif isinstance(layer.get("config"), dict) and isinstance(layer["config"].get("layer"), dict):
-            yield layer["config"]["layer"]  # a wrapper such as TimeDistributed
-
-
-def _layer_name(layer: dict[str, Any]) -> str:
-    settings = layer.get("config")
-    named = settings.get("name") if isinstance(settings, dict) else None
-    return str(layer.get("name") or named or layer["class_name"])
-
-
-def layer_names(config: dict[str, Any]) -> list[str]:
-    """Names of all layers in the file's order."""
-    return [_layer_name(layer) for layer in walk_layers(config)]
-
-
-def last_layer(config: dict[str, Any]) -> dict[str, Any]:
-    """The layer that gives the network's output, found through nested models.
-
-    Raises:
-        UnsupportedCheckpointError: the network has more than one output.
-    """
-    settings = config["config"]
-    layers = settings if isinstance(settings, list) else settings["layers"]
-    last: dict[str, Any] = layers[-1]
-    outputs = None if isinstance(settings, list) else settings.get("output_layers")
-    if outputs:
-        outputs = [outputs] if isinstance(outputs[0], str) else outputs
-        if len(outputs) != 1:
-            raise UnsupportedCheckpointError(f"the network has {len(outputs)} outputs, expected one; cut it down to one in Keras")
-        last = next(layer for layer in layers if _layer_name(layer) == outputs[0][0])
-    return last_layer(last) if last["class_name"] in ("Functional", "Model", "Sequential") else last
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -35,6 +35,8 @@ class OutputDifference:
     """Largest value that the framework gave over the photographs."""
     tolerance: float
     photographs: int
+    network_largest: float | None = None
+    """Largest difference of the network alone, both sides given the same tensors; None where that is `largest` itself."""
 
     @property
     def spread(self) -> float:
@@ -46,6 +48,7 @@ class OutputDifference:
             f"{self.name}: largest difference {self.largest:.2g} {self.unit}, mean {self.mean:.2g}, 95th percentile "
             f"{self.percentile_95:.2g} (tolerance {self.tolerance:g}); the {self.photographs} photographs' answers run "
             f"from {self.lowest:.4g} to {self.highest:.4g}"
+            + ("" if self.network_largest is None else f"; of the network alone {self.network_largest:.2g}")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,15 +92,33 @@ def values_of(answers: np.ndarray, output: OutputSpec) -> np.ndarray:
     return numbers * output.scale + output.offset
 
 
-def compare_shipped(
-    shipped: ShippedModel, frames: np.ndarray, reference: Mapping[str, np.ndarray], card: ModelCard
-) -> list[OutputDifference]:
+@dataclass(frozen=True)
+class Reference:
+    """What the original framework answered."""
+
+    answers: dict[str, np.ndarray]
+    """[N, columns] by output name, before activation, for photographs on their author's way (or, where only frames were
+    given, for the frames)."""
+    same_tensors: dict[str, np.ndarray]
+    """The same for the runtime's own frames; equal to `answers` where the two ways give the same tensors."""
+    libraries: str = ""
+    """What prepared the photographs on the original's side; empty where only frames were given."""
+    levels: float = 0.0
+    """Largest difference between the two ways' tensors, grey levels."""
+
+    def __str__(self) -> str:
+        if not self.libraries:
+            return "preprocessing was not compared: frames were given, not photographs"
+        return f"preprocessing against the original's ({self.libraries}): largest difference {self.levels:.2g} grey levels"
+
+
+def compare_shipped(shipped: ShippedModel, frames: np.ndarray, reference: Reference, card: ModelCard) -> list[OutputDifference]:
     """Run a shipped file on photographs and hold it against the framework's answers.
 
     Args:
         shipped: the file, opened.
         frames: [N, H, W, 3], BGR, of the card's input dtype.
-        reference: the framework's answers [N, columns] by output name, before activation.
+        reference: the framework's answers.
         card: with every output's activation resolved.
 
     Returns:
@@ -112,15 +133,15 @@ def compare_shipped(
     differences = []
     for output in card.outputs:
         found = answered.get(output.name)
-        expected = reference[output.name]
+        expected = reference.answers[output.name]
         if found is None or found.shape != expected.shape:
             shape = "missing" if found is None else f"of shape {found.shape}"
             problems.append(f"output {output.name!r} is {shape}, expected {expected.shape}")
             continue
         problems += _answer_problems(output, found, expected)
-        difference = _difference(output, found, expected)
+        difference = _difference(output, found, expected, reference.same_tensors[output.name])
         if not difference.largest <= output.tolerance:
-            problems.append(f"beyond the tolerance: {difference}")
+            problems.append(f"beyond the tolerance: {difference}\n    ({reference})")
         differences.append(difference)
     if problems:
         listing = "\n".join(f"  - {problem}" for problem in problems)
@@ -157,9 +178,10 @@ def _run(shipped: ShippedModel, batch: np.ndarray) -> Mapping[str, np.ndarray]:
         raise ParityError(f"the converted model does not run on a batch of {len(batch)} ({text}); nothing was written") from error
 
 
-def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> OutputDifference:
-    original = values_of(expected, output)
-    apart = np.abs(values_of(found, output) - original)
+def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray, same_tensors: np.ndarray) -> OutputDifference:
+    original, shipped = values_of(expected, output), values_of(found, output)
+    apart = np.abs(shipped - original)
+    alone = None if same_tensors is expected else float(np.abs(shipped - values_of(same_tensors, output)).max())
     return OutputDifference(
         output.name,
         output.unit,
@@ -170,6 +192,7 @@ def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> 
         float(original.max()),
         output.tolerance,
         len(apart),
+        alone,
     )
 
 
@@ -187,6 +210,11 @@ def _answer_problems(output: OutputSpec, found: np.ndarray, expected: np.ndarray
         problems.append(
             f"{output.name}: values from {values.min():.4g} to {values.max():.4g} are no probabilities; the card's "
             f"activation {output.activation!r} does not fit the network"
+        )
+    if output.activation == "softmax" and expected.min() >= 0 and np.abs(expected.sum(axis=1) - 1).max() < 1e-3:
+        problems.append(
+            f"{output.name}: the network's numbers are between 0 and 1 and add up to 1 for each photograph, so a softmax is "
+            f'inside already where its graph does not show it; set the card\'s activation to "none"'
         )
     if len(expected) > 1 and np.ptp(expected, axis=0).max() <= 1e-6 * max(np.abs(expected).max(), 1e-30):
         problems.append(

@@ -1,255 +1,323 @@
-"""Swin Transformers (v1): every hyperparameter read from the tensors, in the layouts of Microsoft and timm.
+"""Swin Transformers, v1 and v2: every hyperparameter read from the tensors, in the layouts of four libraries.
 
-Names and shapes follow Liu et al., "Swin Transformer" (arXiv 2103.14030), as microsoft/Swin-Transformer and
-huggingface/pytorch-image-models store them. The two layouts differ in where a stage's patch merging is kept: at the end of
-the stage before it (Microsoft, timm up to 0.6.13: ``layers.0`` to ``layers.2``) or at the start of its own (timm from 0.9:
-``layers.1`` to ``layers.3``). The order of the four merged patches is the same in both.
+Names and shapes follow Liu et al., "Swin Transformer" (arXiv 2103.14030) and "Swin Transformer V2" (arXiv 2111.09883), as
+microsoft/Swin-Transformer, huggingface/pytorch-image-models, pytorch/vision and huggingface/transformers store them; see
+`swin_layouts.py`. The reference answers are those of the layout's own library, with the file's tensors loaded strictly.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
-from fundus_rt.converters.architecture import Architecture, account_for
-from fundus_rt.converters.backends import require, require_timm_swin
+from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, account_for
+from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.swin_config import NAMES, Stated, missing_in_v2, stated_beside, stated_by_name
+from fundus_rt.converters.swin_export import lean_swin
+from fundus_rt.converters.swin_layouts import (
+    BUFFERS,
+    MICROSOFT,
+    TIMM,
+    TRANSFORMERS,
+    Layout,
+    Shapes,
+    SwinSizes,
+    check_masks,
+    layout_of,
+    merging_stages,
+    pretrained_of,
+    stage_grid,
+    windows_of,
+)
+from fundus_rt.converters.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import UnsupportedCheckpointError
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-VARIANTS: dict[tuple[int, tuple[int, ...]], str] = {
-    (96, (2, 2, 6, 2)): "Swin-T",
-    (96, (2, 2, 18, 2)): "Swin-S",
-    (128, (2, 2, 18, 2)): "Swin-B",
-    (192, (2, 2, 18, 2)): "Swin-L",
-}
-"""Embedding width and depths of the published variants (table 7 of the paper)."""
-
-TABLE = "layers.{}.blocks.{}.attn.relative_position_bias_table"
-BUFFERS = ("relative_position_index", "attn_mask")
+from fundus_rt.models.errors import FundusRtError, UnsupportedCheckpointError
 
 
 def looks_like_swin(shapes: Shapes) -> bool:
-    """Whether these are the tensors of a Swin Transformer in Microsoft's or timm's names, v2 included."""
-    return len(shapes.get("patch_embed.proj.weight", ())) == 4 and any(
-        re.match(r"layers\.0\.blocks\.0\.attn\.(relative_position_bias_table|cpb_mlp)", name) for name in shapes
-    )
+    """Whether these are the tensors of a Swin Transformer, v1 or v2, in one of the four layouts."""
+    return layout_of(shapes) is not None
 
 
-def identify_swin(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
+def identify_swin(checkpoint: Checkpoint, card: ModelCard, variant: str | None = None) -> Architecture:
     """Read a Swin Transformer's hyperparameters from its tensors.
 
     Embedding width, patch, depths, heads, windows, MLP widths, number of outputs; the input size from ``attn_mask`` where
-    the file has it, else from the card. The layout is told by the patch merging alone, never by the head's name.
+    the file has it, else from the card. Where v2's windows show in no tensor, ``config.json`` beside the file or `variant`
+    has to tell them. The layout is told by the patch merging alone, never by the head's name.
+
+    Args:
+        checkpoint: as `read_checkpoint` gives it.
+        card: what is expected: the input size.
+        variant: timm's name of a published v2 network, where the caller says which it is.
 
     Raises:
-        UnsupportedCheckpointError: Swin v2, a replaced head whose meaning the tensors do not show, another input size than
-            the file was built for, tensors missing or left over.
+        UnsupportedCheckpointError: a replaced head whose meaning the tensors do not show, windows that nothing tells,
+            another input size than the file was built for, tensors missing or left over.
+        BackendUnavailableError: the layout's library is missing.
     """
-    shapes, file = checkpoint.shapes, checkpoint.path.name
-    if any(name.endswith(("logit_scale", "cpb_mlp.0.weight")) for name in shapes):
-        raise UnsupportedCheckpointError(
-            f"{file} holds a Swin Transformer v2, not supported yet; the card {card.name!r} takes v1"
-        )
-    embed, channels, patch, _ = shapes["patch_embed.proj.weight"]
-    if channels != 3:
-        raise UnsupportedCheckpointError(f"{file} holds a Swin Transformer for {channels} channels, expected 3 (colour)")
-    depths, heads, window = _stages(shapes, file)
-    shift, layout = _layout(shapes, file, len(depths))
-    size = _input_size(shapes, card, file, patch, window, depths)
-    names = {name: _name_in_timm(name, shift) for name in shapes if not name.endswith(BUFFERS)}
-    head = _head(shapes, file, shift)
-    names |= {f"{head}.{part}": f"head.fc.{part}" for part in ("weight", "bias") if f"{head}.{part}" in shapes}
-    columns = shapes[f"{head}.weight"][0]
-    hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (4 * embed,))[0]
-    parameters = {
-        "img_size": size,
-        "patch_size": patch,
-        "num_classes": columns,
-        "embed_dim": embed,
-        "depths": depths,
-        "num_heads": heads,
-        "window_size": window,
-        "mlp_ratio": hidden / embed,
-        "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in shapes,
-    }
-    unused = {
-        name: f"{name.rpartition('.')[2]}, a buffer that the network computes itself" for name in shapes if name.endswith(BUFFERS)
-    }
-    account = account_for(checkpoint, names, swin_shapes(parameters), unused)
-    variant = VARIANTS.get((embed, depths), f"Swin of width {embed} and depths {'-'.join(map(str, depths))}")
-    described = (
-        f"{variant}, patch {patch}, window {window}, {size[0]} x {size[1]} pixels, {columns} "
-        f"output{'s' if columns > 1 else ''}, {layout}"
-    )
-    return Architecture("swin", described, size, columns, "none", account, parameters, names)
+    file, layout = checkpoint.path.name, layout_of(checkpoint.shapes)
+    if layout is None:
+        raise UnsupportedCheckpointError(f"{file} holds no Swin Transformer in the names of timm, torchvision or transformers")
+    names = {name: layout.file_name(name) for name in checkpoint.shapes}
+    if len(set(names.values())) < len(names):
+        raise UnsupportedCheckpointError(f"{file} holds two tensors for one place: names of two releases are mixed in it")
+    shapes = {new: checkpoint.shapes[old] for old, new in names.items()}
+    values = {new: checkpoint.state[old] for old, new in names.items() if old in checkpoint.state}
+    _check_head(shapes, file, layout)
+    version = 2 if any("cpb_mlp." in name or "continuous_position_bias_mlp." in name for name in shapes) else 1
+    stated = stated_by_name(variant) if variant else None
+    if stated is None and (layout is TRANSFORMERS or (version == 2 and not _tells_offsets(shapes))):
+        stated = stated_beside(checkpoint.path, version, layout.package)
+    sizes = _sizes(shapes, values, file, layout, version, stated, card)
+    network = _on_no_memory(layout, sizes, file)
+    expected = {layout.network_name(name): shape for name, shape in network.items() if not name.endswith(BUFFERS)}
+    buffers = {name: new for name, new in names.items() if new.endswith(BUFFERS)}
+    unused = {name: f"{name.rpartition('.')[2]}, a buffer that the network computes itself" for name in buffers}
+    account = account_for(checkpoint, {old: new for old, new in names.items() if old not in unused}, expected, unused)
+
+    def build() -> Network:
+        module = build_swin(checkpoint, layout, sizes, account)
+        original = _answering_with_logits(module) if layout is TRANSFORMERS else module
+        return TorchNetwork(original, sizes.input_size, lean_swin(module, sizes.input_size))
+
+    return Architecture(
+        "swin", _in_words(sizes, layout, shapes), sizes.input_size, sizes.columns, "none", account, build, EXPORTER,
+        ("torch", layout.package), _notes(stated, layout), _warnings(sizes, layout, stated),
+    )  # fmt: skip
 
 
-def swin_shapes(parameters: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of timm's `SwinTransformer` built with these arguments."""
-    embed, patch, outputs = parameters["embed_dim"], parameters["patch_size"], parameters["num_classes"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_embed.proj.weight": (embed, 3, patch, patch),
-        "patch_embed.proj.bias": (embed,),
-    }
-
-    def norm(name: str, width: int) -> None:
-        shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
-
-    def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = (outputs, inputs)
-        if bias:
-            shapes[f"{name}.bias"] = (outputs,)
-
-    norm("patch_embed.norm", embed)
-    for stage, depth in enumerate(parameters["depths"]):
-        width = embed * 2**stage
-        if stage:
-            norm(f"layers.{stage}.downsample.norm", 2 * width)
-            linear(f"layers.{stage}.downsample.reduction", 2 * width, width, bias=False)
-        rows, columns = stage_window(parameters["window_size"], parameters["img_size"], patch, stage)
-        for block in range(depth):
-            where, hidden = f"layers.{stage}.blocks.{block}", int(width * parameters["mlp_ratio"])
-            norm(f"{where}.norm1", width)
-            norm(f"{where}.norm2", width)
-            shapes[f"{where}.attn.relative_position_bias_table"] = (
-                (2 * rows - 1) * (2 * columns - 1),
-                parameters["num_heads"][stage],
-            )
-            linear(f"{where}.attn.qkv", width, 3 * width, parameters["qkv_bias"])
-            linear(f"{where}.attn.proj", width, width)
-            linear(f"{where}.mlp.fc1", width, hidden)
-            linear(f"{where}.mlp.fc2", hidden, width)
-    norm("norm", width)
-    linear("head.fc", width, outputs)
-    return shapes
-
-
-def stage_resolution(size: tuple[int, int], patch: int, stage: int) -> tuple[int, int]:
-    """Height and width of a stage's grid of tokens; every merging halves, rounding up."""
-    scale = 2**stage
-    return math.ceil(size[0] // patch / scale), math.ceil(size[1] // patch / scale)
-
-
-def stage_window(window: int, size: tuple[int, int], patch: int, stage: int) -> tuple[int, int]:
-    """Height and width of a stage's windows: no window is larger than the grid."""
-    height, width = stage_resolution(size, patch, stage)
-    return min(window, height), min(window, width)
-
-
-def build_swin(checkpoint: Checkpoint, architecture: Architecture) -> Any:
-    """The network in timm with the file's weights, all of them, in float32, ready to answer.
+def build_swin(checkpoint: Checkpoint, layout: Layout, sizes: SwinSizes, account: LoadAccount) -> Any:
+    """The network in its layout's library with the file's weights, all of them, in float32, ready to answer.
 
     Raises:
         UnsupportedCheckpointError: a stored buffer differs from what the network computes itself, so the file was made by
             code that is not the Swin Transformer known here.
-        BackendUnavailableError: torch or timm is missing.
+        BackendUnavailableError: torch or the library is missing.
     """
     torch = require("torch")
-    network = require_timm_swin().SwinTransformer(**architecture.parameters)
-    state = {new: checkpoint.state[old].to(torch.float32) for old, new in architecture.names.items()}
-    network.load_state_dict(state, strict=True)
-    own = dict(network.named_buffers())
-    for name in architecture.account.unused:
-        computed = own.get(name)
-        stored = checkpoint.state[name]
-        if (
-            computed is None
-            or computed.shape != stored.shape
-            or not torch.equal(computed.to(torch.float32), stored.to(torch.float32))
-        ):
+    network = layout.build(sizes)
+    stored = {layout.file_name(name): tensor for name, tensor in checkpoint.state.items()}
+    own = {layout.network_name(name): buffer for name, buffer in network.named_buffers()}
+    for name in account.unused:
+        tensor, computed = checkpoint.state[name], own.get(layout.file_name(name))
+        if computed is None or not _equal(torch, computed, tensor):
             raise UnsupportedCheckpointError(
-                f"{checkpoint.path.name}: the buffer {name} {list(stored.shape)} is not the one that a Swin Transformer at "
-                f"{architecture.input_size} has; the file comes from changed code and would be computed wrongly"
+                f"{checkpoint.path.name}: the buffer {name} {list(tensor.shape)} is not the one that a Swin Transformer "
+                f"v{sizes.version} at {sizes.input_size} has; the file comes from changed code and would be computed wrongly"
             )
+    state = {
+        name: tensor if name.endswith(BUFFERS) else stored[layout.network_name(name)].to(torch.float32)
+        for name, tensor in network.state_dict().items()
+    }
+    network.load_state_dict(state, strict=True)
     return network.eval()
 
 
-def _stages(shapes: Shapes, file: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Depth and heads of every stage, and the window, which the first stage's table of positions tells."""
-    depths: list[int] = []
-    heads: list[int] = []
-    rows = shapes.get(TABLE.format(0, 0), (0,))[0]
-    side = math.isqrt(rows)
-    if side * side != rows or side % 2 == 0:
+def _equal(torch: Any, computed: Any, stored: Any) -> bool:
+    """Whether a buffer is what the network computes, flat or not, to the last bits of the type it was stored in."""
+    if computed.numel() != stored.numel():
+        return False
+    precision = 4 * torch.finfo(stored.dtype).eps if stored.dtype.is_floating_point else 0.0
+    pair = (computed.reshape(-1).to(torch.float32), stored.reshape(-1).to(torch.float32))
+    return bool(torch.allclose(*pair, rtol=precision, atol=precision))
+
+
+def _answering_with_logits(module: Any) -> Any:
+    """A network of transformers that answers with its logits alone."""
+    torch = require("torch")
+
+    class Logits(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier_of_transformers = module
+
+        def forward(self, images: Any) -> Any:
+            return self.classifier_of_transformers(images).logits
+
+    return Logits().eval()
+
+
+def _on_no_memory(layout: Layout, sizes: SwinSizes, file: str) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the library's network, built on torch's device without memory."""
+    torch = require("torch")
+    try:
+        with torch.device("meta"):
+            network = layout.build(sizes)
+    except FundusRtError:
+        raise
+    except Exception as error:  # the libraries check their arguments with exceptions of all kinds
         raise UnsupportedCheckpointError(
-            f"{file}: a table of {rows} relative positions belongs to no square window; expected (2 w - 1)^2 rows"
+            f"{file}: {layout.package} cannot build the network that the tensors describe ({type(error).__name__}: {error}); "
+            f"got {sizes}, expected a Swin Transformer v{sizes.version}. Ask for the file that was evaluated."
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _sizes(
+    shapes: Shapes, values: dict[str, Any], file: str, layout: Layout, version: int, stated: Stated | None, card: ModelCard
+) -> SwinSizes:
+    embed, channels, patch, _ = shapes[f"{layout.stem}.weight"]
+    if channels != 3:
+        raise UnsupportedCheckpointError(f"{file} holds a Swin Transformer for {channels} channels, expected 3 (colour)")
+    first = layout.stage_of(0, 0) + layout.attention
+    depths = _depths(shapes, layout)
+    _check_merging(shapes, file, layout, len(depths))
+    size = stated.input_size if stated and stated.input_size else card.preprocessing.input_size
+    windows = windows_of(shapes, file, layout, version, depths, size, patch)
+    pretrained = pretrained_of(shapes, values, layout, depths) if version == 2 else (0,) * len(depths)
+    if version == 2 and layout.package == "torchvision" and pretrained is None:
+        pretrained = (0,) * len(depths)  # torchvision has no windows of pre-training
+    if windows is None or pretrained is None:
+        if stated is None or stated.window is None or stated.pretrained is None:
+            known = windows[0] if windows else None
+            raise UnsupportedCheckpointError(missing_in_v2(file, layout.package, (embed, depths), known, size))
+        windows = windows or (stated.window,) * len(depths)
+        pretrained = pretrained or stated.pretrained
+    if stated and stated.window and min(stated.window, *stage_grid(size, patch, 0)) != windows[0]:
+        raise UnsupportedCheckpointError(
+            f"{file} has windows of {windows[0]}, but {stated.source} says {stated.window}: they do not belong together. Give "
+            f"the file and the description of one network."
         )
-    while TABLE.format(len(depths), 0) in shapes:
-        stage = len(depths)
-        depth = 0
-        while TABLE.format(stage, depth) in shapes:
+    check_masks(shapes, card, file, patch, windows, depths)
+    key = "relative_position_bias_table" if version == 1 else "logit_scale"
+    heads = [shapes.get(f"{layout.stage_of(stage, 0)}{layout.attention}{key}", (0, 0)) for stage in range(len(depths))]
+    hidden = shapes.get(layout.stage_of(0, 0) + layout.hidden, (4 * embed,))[0]
+    sizes = SwinSizes(
+        version, (size[0], size[1]), patch, embed, depths, tuple(shape[version % 2] for shape in heads), windows, pretrained,
+        hidden / embed, _has_query_bias(shapes, layout, version), shapes[f"{layout.head}.weight"][0],
+        stated.epsilon if stated else 1e-5, stated.activation if stated else "gelu",
+    )  # fmt: skip
+    if 0 in sizes.heads:
+        raise UnsupportedCheckpointError(f"{file}: {first}{key} is missing or of no use, so the heads cannot be counted")
+    if any(embed * 2**stage % count for stage, count in enumerate(sizes.heads)):
+        raise UnsupportedCheckpointError(f"{file}: {sizes.heads} heads do not divide {embed} channels, doubled in each stage")
+    _check_claims(sizes, stated, file)
+    if layout is TRANSFORMERS and version == 1:
+        _check_grid_of_transformers(sizes, file)
+    return sizes
+
+
+def _depths(shapes: Shapes, layout: Layout) -> tuple[int, ...]:
+    """Blocks of every stage: those that any tensor belongs to."""
+    depths: list[int] = []
+    while any(name.startswith(layout.stage_of(len(depths), 0)) for name in shapes):
+        depth = 1
+        while any(name.startswith(layout.stage_of(len(depths), depth)) for name in shapes):
             depth += 1
         depths.append(depth)
-        heads.append(shapes[TABLE.format(stage, 0)][1])
-    return tuple(depths), tuple(heads), (side + 1) // 2
+    return tuple(depths)
 
 
-def _layout(shapes: Shapes, file: str, stages: int) -> tuple[int, str]:
-    """How far patch merging has to be moved to be where timm keeps it now, and the layout's name."""
-    found = sorted({int(m[1]) for name in shapes if (m := re.match(r"layers\.(\d+)\.downsample\.", name))})
-    if found == list(range(stages - 1)):
-        stored = any(name.endswith("attn_mask") for name in shapes)
-        return 1, "layout of Microsoft and timm up to 0.6" + (" with its buffers" if stored else "")
-    if found == list(range(1, stages)):
-        return 0, "layout of timm from 0.9"
-    raise UnsupportedCheckpointError(
-        f"{file}: patch merging at stages {found} of {stages}; expected {list(range(stages - 1))} (Microsoft, old timm) or "
-        f"{list(range(1, stages))} (new timm)"
-    )
+def _has_query_bias(shapes: Shapes, layout: Layout, version: int) -> bool:
+    ending = layout.query_bias[version - 1]
+    return any(name.endswith(ending) for name in shapes)
 
 
-def _name_in_timm(name: str, shift: int) -> str:
-    moved = re.match(r"layers\.(\d+)\.(downsample\..*)", name)
-    return f"layers.{int(moved[1]) + shift}.{moved[2]}" if moved else name
+def _tells_offsets(shapes: Shapes) -> bool:
+    return any(name.endswith("relative_coords_table") for name in shapes)
 
 
-def _head(shapes: Shapes, file: str, shift: int) -> str:
-    """Name of the linear layer that gives the outputs.
+def _check_merging(shapes: Shapes, file: str, layout: Layout, stages: int) -> None:
+    if layout not in (MICROSOFT, TIMM):
+        return
+    found = merging_stages(shapes)
+    if found != [stage + (layout is TIMM) for stage in range(stages - 1)]:
+        raise UnsupportedCheckpointError(
+            f"{file}: patch merging at stages {found} of {stages}; expected {list(range(stages - 1))} (Microsoft, old timm) or "
+            f"{list(range(1, stages))} (new timm)"
+        )
+
+
+def _check_head(shapes: Shapes, file: str, layout: Layout) -> None:
+    """One linear layer has to be the head.
 
     In timm's new layout ``head`` is a module that pools first and holds the linear layer as ``head.fc``. A plain
     ``head.weight`` there means that the author replaced the module and with it the pooling.
     """
-    heads = sorted({name.rpartition(".")[0] for name in shapes if name.startswith("head")})
-    expected = "head" if shift else "head.fc"
-    if heads == [expected] and len(shapes.get(f"{expected}.weight", ())) == 2:
-        return expected
+    heads = sorted({name.rpartition(".")[0] for name in shapes if re.match(r"(head|classifier|fc)\b", name)})
+    if heads == [layout.head] and len(shapes.get(f"{layout.head}.weight", ())) == 2:
+        return
     if not heads:
         raise UnsupportedCheckpointError(
             f"{file} holds a Swin Transformer without a head: features, no answer. Ask for the file of the whole network."
         )
-    if heads == ["head"] and not shift:
+    if heads == ["head"] and layout is TIMM:
         raise UnsupportedCheckpointError(
             f"{file} is in the layout of timm from 0.9, but its head is a plain linear layer ('head.weight'). There the "
             f"head does the pooling too, so the network as saved answers with four dimensions, [N, H, W, outputs], and how "
             f"the authors made one answer of them is not in the file. Ask them; if they averaged, rename head.* to head.fc.*."
         )
-    if heads == ["head.fc"] and shift:
-        return "head.fc"
     raise UnsupportedCheckpointError(
-        f"{file} has a head of its own ({', '.join(heads)}); expected one linear layer {expected!r}. What lies between its "
-        f"layers (activations, pooling) is not in the tensors, so it cannot be rebuilt; ask for the code."
+        f"{file} has a head of its own ({', '.join(heads)}); expected one linear layer {layout.head!r}. What lies between its "
+        f"layers (activations, pooling) is not in the tensors, so it cannot be rebuilt from them. If you have the code that "
+        f"builds the network, name it: --architecture package.module:factory."
     )
 
 
-def _input_size(shapes: Shapes, card: ModelCard, file: str, patch: int, window: int, depths: tuple[int, ...]) -> tuple[int, int]:
-    """The card's input size, held against the number of windows that stored masks tell."""
-    size = card.preprocessing.input_size
-    for stage in range(len(depths)):
-        mask = next((shapes[n] for n in shapes if re.match(rf"layers\.{stage}\.blocks\.\d+\.attn_mask$", n)), None)
-        height, width = stage_resolution(size, patch, stage)
-        rows, columns = stage_window(window, size, patch, stage)
-        if mask is None:
-            continue
-        if math.ceil(height / rows) * math.ceil(width / columns) != mask[0]:
-            side = math.isqrt(mask[0]) * window * patch * 2**stage
+def _check_claims(sizes: SwinSizes, stated: Stated | None, file: str) -> None:
+    """What is said beside the tensors has to be what the tensors say."""
+    for name, value in stated.claims if stated else ():
+        if getattr(sizes, name) != value:
             raise UnsupportedCheckpointError(
-                f"{file} was built for another input size: {mask[0]} windows of {window} x {window} at stage {stage + 1}, "
-                f"that is {side} x {side} pixels, but the card {card.name!r} prepares {size[0]} x {size[1]}. Use a card "
-                f"with preprocessing.input_size [{side}, {side}]."
+                f"{file} has {name} {getattr(sizes, name)}, but {stated.source if stated else ''} says {value}: they do not "
+                f"belong together. Give the file and the description of one network."
             )
-    return size[0], size[1]
+
+
+def _check_grid_of_transformers(sizes: SwinSizes, file: str) -> None:
+    grids = [stage_grid(sizes.input_size, sizes.patch, stage, up=True) for stage in range(len(sizes.depths))]
+    small = [grid for grid in grids if min(grid) < sizes.windows[0]]
+    if small:
+        raise UnsupportedCheckpointError(
+            f"{file} is in the layout of Hugging Face transformers, whose Swin Transformer v1 cannot compute a grid of "
+            f"{small[0][0]} x {small[0][1]} tokens with windows of {sizes.windows[0]}; expected an input of at least "
+            f"{sizes.windows[0] * sizes.patch * 2 ** (len(sizes.depths) - 1)} pixels, the card prepares "
+            f"{sizes.input_size[0]} x {sizes.input_size[1]}"
+        )
+
+
+def _in_words(sizes: SwinSizes, layout: Layout, shapes: Shapes) -> str:
+    kind = "Swin" if sizes.version == 1 else "SwinV2"
+    letter = NAMES.get((sizes.embed, sizes.depths))
+    variant = f"{kind}-{letter}" if letter else f"{kind} of width {sizes.embed} and depths {'-'.join(map(str, sizes.depths))}"
+    windows = "-".join(map(str, sizes.windows)) if max(sizes.windows) > sizes.windows[0] else str(sizes.windows[0])
+    before = f" (before fine-tuning {'-'.join(map(str, sizes.pretrained))})" if any(sizes.pretrained) else ""
+    stored = any(name.endswith("attn_mask") for name in shapes)
+    return (
+        f"{variant}, patch {sizes.patch}, window {windows}{before}, {sizes.input_size[0]} x {sizes.input_size[1]} pixels, "
+        f"{sizes.columns} output{'s' if sizes.columns > 1 else ''}, {layout.title}{' with its buffers' if stored else ''}"
+    )
+
+
+def _notes(stated: Stated | None, layout: Layout) -> tuple[str, ...]:
+    if stated is None:
+        return ()
+    window = f"windows of {stated.window}, " if stated.window else ""
+    if any(stated.pretrained or ()):
+        window += f"before fine-tuning {'-'.join(map(str, stated.pretrained or ()))}, "
+    if layout is TRANSFORMERS:
+        window += f"LayerNorm's epsilon {stated.epsilon:g}, activation {stated.activation}, "
+    notes = [f"{stated.source} says: {window.removesuffix(', ')}"]
+    if stated.labels:
+        notes.append(f"{stated.source} names the columns {', '.join(stated.labels[:8])}: hold that against the card's labels")
+    return tuple(notes)
+
+
+def _warnings(sizes: SwinSizes, layout: Layout, stated: Stated | None) -> tuple[str, ...]:
+    found = []
+    if layout is TRANSFORMERS and stated is None:
+        found.append(
+            "config.json is not beside the checkpoint: LayerNorm's epsilon 1e-5 and the activation GELU, the defaults of "
+            "Hugging Face transformers, were taken for granted"
+        )
+    grids = [stage_grid(sizes.input_size, sizes.patch, stage) for stage in range(len(sizes.depths))]
+    uneven = any(side % min(side, window) for grid, window in zip(grids, sizes.windows, strict=True) for side in grid)
+    if layout is MICROSOFT and uneven:
+        found.append(
+            f"windows of {sizes.windows[0]} do not divide the grids of {sizes.input_size[0]} x {sizes.input_size[1]} pixels, "
+            f"which Microsoft's code and timm up to 0.9.5 cannot compute: the answers are those of timm from 0.9.6, which "
+            f"shifts the grid before it pads it"
+        )
+    return tuple(found)

@@ -5,37 +5,105 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fundus_rt.converters.backends import require
+from fundus_rt.converters.backends import require, require_torchvision, versions
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.torch_content import check_tensors, network_in, without_wrappers
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
-CONTAINER_KEYS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "net",
-    "network",
-    "module",
-    "teacher",
-    "visionfm_state_dict",
-    "weights",
-    "params",
+DATA_CLASSES = (
+    "_codecs.encode",
+    *(
+        f"builtins.{name}"
+        for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range")
+    ),
+    *(f"builtins.{name}" for name in ("set", "slice", "str", "tuple")),
+    "datetime.date",
+    "datetime.datetime",
+    "datetime.time",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "decimal.Decimal",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.numeric._frombuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "torch.torch_version.TorchVersion",
+    "types.SimpleNamespace",
+    "uuid.UUID",
 )
-"""Keys under which training scripts put the network, the first present one taken: averaged weights before the last
-step's, as timm's `load_state_dict(use_ema=True)` does; which one was taken is always said."""
+"""Classes of plain data that training scripts store beside the weights. None of them is ever looked up: each is read as a
+`LeftAside`, so that neither their code nor numpy's runs on what a file says."""
 
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.", "network.", "encoder.", "swin.", "base_model.")
-"""Prefixes of wrapper modules (DataParallel, torch.compile, Lightning, own classes), taken off when every tensor has it."""
-
+DICTIONARIES = (
+    "addict.addict.Dict",
+    "collections.defaultdict",
+    "easydict.EasyDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "mmcv.utils.config.ConfigDict",
+    "mmengine.config.config.ConfigDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "yacs.config.CfgNode",
+)
+"""Classes of dictionaries, read as plain ones without being looked up."""
+SEQUENCES = ("collections.deque",)
+"""Classes of lists, read as plain ones without being looked up."""
+PLAIN_DATA = {*DATA_CLASSES, *DICTIONARIES, *SEQUENCES, "collections.Counter"}
 HARMLESS_GLOBALS = ("collections.OrderedDict", "argparse.Namespace", "torch._utils.", "torch.Size", "torch.device")
+OUR_LIBRARIES = ("torch.", "torchvision.", "timm.", "collections.", "builtins.", "numpy.")
+"""What a pickled network asks for in any case; named last, so that a stranger among them is not overlooked."""
+SHOWN = 12
+"""How many of the names that a pickle asks for are shown."""
+FOLDER = 0x10
+"""Attribute of a folder in a zip file's table of contents. torch gives the memory of such an entry unfilled, whatever was in
+it before, and zipfile does not look at it."""
+INFLATION = 16
+"""How many times its own size a zip file may unpack to; torch.save does not compress."""
+
+
+class LeftAside:
+    """Stands for plain data beside the weights: takes whatever a pickle gives it, and keeps nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Hold nothing, whatever the arguments are."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state."""
+
+
+class Dictionary:
+    """Stands for the dictionary classes of other packages; torch's safe reader sets entries of its own kinds only."""
+
+    def __new__(cls, *arguments: Any) -> OrderedDict[str, Any]:  # type: ignore[misc]
+        """An empty dictionary, whatever the arguments are."""
+        return OrderedDict()
+
+
+class Sequence:
+    """Stands for a list-like class; torch's safe reader appends to lists only."""
+
+    def __new__(cls, *arguments: Any) -> list[Any]:  # type: ignore[misc]
+        """An empty list, whatever the arguments are."""
+        return []
 
 
 def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress: Callable[[str], None] | None) -> Checkpoint:
@@ -49,23 +117,27 @@ def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress:
         progress: told what is about to be executed when `trust_pickle` is given and needed.
 
     Raises:
-        UnsupportedCheckpointError: damaged, or no network in it.
+        UnsupportedCheckpointError: damaged, no network in it, or tensors that are no plain numbers.
         UntrustedCheckpointError: it asks for code and is not trusted.
     """
     torch = require("torch")
+    if kind == "torch-zip":
+        _refuse_forged_zip(path)
     content = _load(torch, path, trust_pickle, progress)
     notes: list[str] = []
-    state = _without_prefix(_network_of(torch, path, content, notes), notes)
+    state, module = network_in(torch, path, content, notes)
+    check_tensors(torch, path, state, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return Checkpoint(path, sha256, kind, "pytorch", shapes, state, notes=tuple(notes), trusted=trust_pickle)
+    return Checkpoint(path, sha256, kind, "pytorch", shapes, state, module=module, notes=tuple(notes), trusted=trust_pickle)
 
 
 def read_safetensors(path: Path, sha256: str) -> Checkpoint:
     """Read a ``.safetensors`` file, a format that cannot carry code.
 
     Raises:
-        UnsupportedCheckpointError: damaged.
+        UnsupportedCheckpointError: damaged, or tensors that are no plain numbers.
     """
+    torch = require("torch")
     loader = require("safetensors.torch")
     try:
         state = loader.load_file(str(path))
@@ -74,21 +146,65 @@ def read_safetensors(path: Path, sha256: str) -> Checkpoint:
             f"{path.name} is not a readable safetensors file ({error}); download it again"
         ) from error
     notes: list[str] = []
-    state = _without_prefix(dict(state), notes)
+    state = without_wrappers(dict(state), notes)
+    check_tensors(torch, path, state, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return Checkpoint(path, sha256, "safetensors", "pytorch", shapes, state, notes=tuple(notes))
 
 
+def _refuse_forged_zip(path: Path) -> None:
+    """Refuse a zip file that torch.save did not leave like this: inflated, an entry twice, a checksum that does not hold.
+
+    torch itself reads past wrong checksums. With `torch.serialization.set_crc32_options(False)` it writes zeros for all.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        unpacked, held = sum(entry.file_size for entry in entries), path.stat().st_size
+        if unpacked > INFLATION * held + 2**20:
+            raise UnsupportedCheckpointError(
+                f"{path.name} has {held:,} bytes and would unpack to {unpacked:,}; torch.save does not compress, so it is "
+                f"damaged or forged"
+            )
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise UnsupportedCheckpointError(
+                f"{path.name} holds two entries of one name; torch.save does not write that, so it is damaged or forged"
+            )
+        folders = [entry.filename for entry in entries if entry.file_size and entry.external_attr & FOLDER]
+        if folders:
+            raise UnsupportedCheckpointError(
+                f"{path.name} is damaged: its table of contents calls {folders[0]} a folder; download it again"
+            )
+        try:
+            spoilt = archive.testzip() if any(entry.CRC for entry in entries) else None
+        except Exception as error:  # what zipfile and zlib raise depends on where the damage is
+            spoilt = _first_line(error)
+    if spoilt is not None:
+        raise UnsupportedCheckpointError(
+            f"{path.name} is damaged: the checksum of {spoilt} does not hold, so its weights are not the ones that were saved; "
+            f"download it again"
+        )
+
+
 def _load(torch: Any, path: Path, trust_pickle: bool, progress: Callable[[str], None] | None) -> Any:
     """The unpickled content, through torch's restricted unpickler unless trusted code is needed."""
+    import warnings
+
+    stand_ins = ((LeftAside, DATA_CLASSES), (Dictionary, DICTIONARIES), (Sequence, SEQUENCES))
+    plain = [argparse.Namespace, *((stand_in, name) for stand_in, names in stand_ins for name in names)]
     try:
-        with torch.serialization.safe_globals(_plain_types()):
+        with torch.serialization.safe_globals(plain), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = globals_asked_for(path)
-        if not asked:
-            raise UnsupportedCheckpointError(f"{path.name} is damaged ({_first_line(error)}); download it again") from error
-        listing = ", ".join(asked[:6]) + (f" and {len(asked) - 6} more" if len(asked) > 6 else "")
+        protocol = _protocol(path)
+        listing = ", ".join(asked[:SHOWN]) + (f" and {len(asked) - SHOWN} more" if len(asked) > SHOWN else "")
+        listing = listing or f"no code by name, but torch's safe reader does not take it (pickle protocol {protocol})"
+        if not asked and not trust_pickle and protocol <= 2:
+            raise UnsupportedCheckpointError(
+                f"{path.name} is damaged, or holds what torch's safe reader does not take ({_reason(error)}); download it "
+                f"again, or ask for the state_dict alone"
+            ) from error
         if not trust_pickle:
             raise UntrustedCheckpointError(
                 f"{path.name} is not only tensors: reading it would run code, for it asks for {listing}. If you know where "
@@ -100,52 +216,68 @@ def _load(torch: Any, path: Path, trust_pickle: bool, progress: Callable[[str], 
         ) from error
     if progress is not None:
         progress(f"Running code from {path.name}, as --trust-pickle allows: it asks for {listing}")
+    if any(name.startswith(("torchvision.", "timm.")) for name in asked):
+        require_torchvision()
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # whatever the file's own code raises
         raise UnsupportedCheckpointError(
-            f"{path.name} cannot be unpickled ({type(error).__name__}: {_first_line(error)}); it needs the code it was "
-            f"saved with: install that, or ask the authors for the state_dict"
+            f"{path.name} cannot be unpickled ({type(error).__name__}: {_first_line(error)}); {_what_is_missing(error)}"
         ) from error
 
 
-def _plain_types() -> list[Any]:
-    """Types that training scripts store beside the weights and that cannot run code: options, and numpy's scalars."""
-    import codecs
+def _what_is_missing(error: Exception) -> str:
+    """What to do about a pickle whose classes are not where it says."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        found = versions(package)
+        if found:
+            return (
+                f"the installed {package} {found[package]} has no {error.name}: it was moved, so install the version of "
+                f"{package} that the file was saved with, or ask the authors for the state_dict"
+            )
+        return (
+            f"it needs the module {error.name}, the code that it was saved with: put its folder on PYTHONPATH or install it, "
+            f"or ask the authors for the state_dict"
+        )
+    if isinstance(error, AttributeError):
+        return (
+            "a class is not in its module any more: install the version of that package that the file was saved with, or ask "
+            "the authors for the state_dict"
+        )
+    return "it needs the code it was saved with: install that, or ask the authors for the state_dict"
 
-    import numpy as np
 
-    scalar = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [argparse.Namespace, np.dtype, scalar, codecs.encode]
-    allowed += [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
-    return allowed + [type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")]
+class _Inert:
+    """Answers everything that a pickle can ask of an object, and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
+        return _Inert()
+
+    def __setstate__(self, state: Any) -> None: ...
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+    def append(self, value: Any) -> None: ...
+    def extend(self, values: Any) -> None: ...
+    def add(self, value: Any) -> None: ...
 
 
 def globals_asked_for(path: Path) -> tuple[str, ...]:
-    """Names of the functions and classes, other than torch's tensors, that a pickle asks for; nothing of it is run.
+    """Names of the functions and classes, other than tensors and plain data, that a pickle asks for; nothing of it is run.
 
-    Every global is answered with an inert stand-in, so the whole pickle can be walked.
+    Every global is answered with an inert stand-in, so the whole pickle can be walked. The walk is Python's own unpickler
+    written in Python, whose memory grows only with what it has read. Names of packages that any network asks for (torch,
+    torchvision, timm) come last.
     """
     asked: dict[str, None] = {}
 
-    class _Inert:
-        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-        def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-            return _Inert()
-
-        def __setstate__(self, state: Any) -> None: ...
-        def __setitem__(self, key: Any, value: Any) -> None: ...
-        def append(self, value: Any) -> None: ...
-        def extend(self, values: Any) -> None: ...
-        def add(self, value: Any) -> None: ...
-        def __hash__(self) -> int:
-            return 0
-
-    class _Lister(pickle.Unpickler):
+    class Lister(pickle._Unpickler):
         def find_class(self, module: str, name: str, /) -> Any:
             full = f"{module}.{name}".replace("__builtin__.", "builtins.")
             storage = full.startswith("torch.") and full.endswith("Storage")
-            if not storage and not full.startswith(HARMLESS_GLOBALS):
+            if not storage and not full.startswith(HARMLESS_GLOBALS) and full not in PLAIN_DATA:
                 asked[full] = None
             return _Inert
 
@@ -154,11 +286,14 @@ def globals_asked_for(path: Path) -> tuple[str, ...]:
 
     try:
         for stream in _pickles_of(path):
-            _Lister(stream).load()
+            for _ in pickletools.genops(stream):
+                pass  # stops with an error at an opcode that claims more than the file holds, before anything is made of it
+        for stream in _pickles_of(path):
+            Lister(stream).load()
     except Exception as error:  # a hostile or damaged pickle may stop anywhere: what was asked until then still counts
         if not asked and isinstance(error, OSError):
             raise
-    return tuple(asked)
+    return tuple(sorted(asked, key=lambda name: name.startswith(OUR_LIBRARIES)))
 
 
 def _pickles_of(path: Path) -> list[Any]:
@@ -171,70 +306,19 @@ def _pickles_of(path: Path) -> list[Any]:
     return [stream] * 4
 
 
-def _network_of(torch: Any, path: Path, content: Any, notes: list[str]) -> dict[str, Any]:
-    """The network's tensors by name, out of whatever containers the training script put around them."""
-    for _ in range(5):
-        if isinstance(content, torch.nn.Module):
-            notes.append(f"the file is a whole pickled module ({type(content).__name__}); its state_dict is used")
-            content = content.state_dict()
-        if not isinstance(content, Mapping):
-            raise UnsupportedCheckpointError(
-                f"{path.name} holds a {type(content).__name__}, expected a dictionary of tensors; save model.state_dict()"
-            )
-        tensors = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
-        inner = [k for k, v in content.items() if isinstance(v, (Mapping, torch.nn.Module)) and _holds_tensors(torch, v)]
-        if tensors and not inner:
-            _note_others(content, tensors, notes)
-            return tensors
-        key = _container_key(path, content, inner)
-        others = [k for k in inner if k != key and not _is_training_state(k)]
-        also = f"; also there and not used: {', '.join(map(str, others))}" if others else ""
-        notes.append(f"network taken from {key!r}{also}")
-        content = content[key]
-    raise UnsupportedCheckpointError(f"{path.name} nests its tensors deeper than five containers; save model.state_dict()")
+def _protocol(path: Path) -> int:
+    """Protocol of the pickle that names the tensors; 2 is what torch.save writes unless told otherwise."""
+    try:
+        streams = _pickles_of(path)
+        start = streams[-1].getvalue()[:2]
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return 0
+    return int(start[1]) if len(start) == 2 and start[0] == 0x80 else 0
 
 
-def _container_key(path: Path, content: Mapping[Any, Any], inner: list[Any]) -> Any:
-    known = [key for key in CONTAINER_KEYS if key in inner]
-    if known:
-        return known[0]
-    networks = [key for key in inner if not _is_training_state(key)]
-    if len(networks) == 1:
-        return networks[0]
-    raise UnsupportedCheckpointError(
-        f"{path.name}: cannot tell which entry is the network; it has {', '.join(map(repr, list(content)[:12])) or 'none'}. "
-        f"Expected one of {', '.join(CONTAINER_KEYS)}, or tensors at the top; save model.state_dict() alone."
-    )
-
-
-def _is_training_state(key: Any) -> bool:
-    return any(word in str(key).lower() for word in ("optim", "sched", "scaler", "loss_fn", "criterion"))
-
-
-def _holds_tensors(torch: Any, value: Any) -> bool:
-    if isinstance(value, torch.nn.Module):
-        return True
-    return any(isinstance(v, torch.Tensor) or (isinstance(v, Mapping) and _holds_tensors(torch, v)) for v in value.values())
-
-
-def _note_others(content: Mapping[Any, Any], tensors: Mapping[str, Any], notes: list[str]) -> None:
-    others = [str(key) for key in content if str(key) not in tensors]
-    if others:
-        notes.append(f"entries that are not tensors, left aside: {', '.join(others[:6])}")
-
-
-def _without_prefix(state: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """Take off wrapper prefixes that every tensor carries; ``n_averaged`` of `AveragedModel` is left aside."""
-    if "n_averaged" in state:
-        notes.append("n_averaged, the counter of an averaged model, left aside")
-        state = {name: tensor for name, tensor in state.items() if name != "n_averaged"}
-    stripped = ""
-    while prefix := next((p for p in PREFIXES if state and all(name.startswith(p) for name in state)), ""):
-        state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
-        stripped += prefix
-    if stripped:
-        notes.append(f"prefix {stripped!r} taken off every name")
-    return state
+def _reason(error: BaseException) -> str:
+    """What torch's safe reader says itself, without the advice around it."""
+    return " ".join(str(error).partition("WeightsUnpickler error:")[2].split())[:120] or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -158,11 +158,9 @@ def test_other_files_and_folders_are_named(tmp_path: Path) -> None:
         archive.writestr("model.pth", b"")
     with pytest.raises(UnsupportedCheckpointError, match=r"zip archive of model\.pth"):
         read_checkpoint(tmp_path / "x.zip")
-    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
-        archive.writestr("config.json", b"{}")
-        archive.writestr("model.weights.h5", b"")
-    with pytest.raises(UnsupportedCheckpointError, match="Keras 3"):
-        read_checkpoint(tmp_path / "x.keras")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UnsupportedCheckpointError, match="kept in several files"):
+        read_checkpoint(tmp_path / "model.safetensors.index.json")
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(tmp_path / "x.zip", "x.zip")
     with pytest.raises(UnsupportedCheckpointError, match="archive"):

@@ -26,10 +26,12 @@ OUTSIDE = {
 }
 INSIDE_FUNCTIONS = {
     "models": set(),
-    "converters": {"onnx", "torch", "timm", "torchvision", "tensorflow", "tf_keras", "tf2onnx", "h5py", "onnxruntime", "keras"},
+    "converters": set(
+        "onnx torch timm torchvision transformers safetensors tensorflow tf_keras keras tf2onnx h5py onnxruntime cv2 PIL".split()
+    ),
     "runtime": {"onnxruntime", "filelock", "rich", "pydicom"},
 }
-HEAVY = {"torch", "tensorflow", "tf_keras", "keras", "onnx", "timm", "tf2onnx", "torchvision", "h5py"}
+HEAVY = {"torch", "tensorflow", "tf_keras", "keras", "onnx", "timm", "tf2onnx", "torchvision", "h5py", "transformers"}
 
 
 def sources(room: str) -> list[Path]:

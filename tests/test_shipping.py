@@ -17,6 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from fundus_rt.converters.graph_cleaning import leanness  # noqa: E402
 from fundus_rt.converters.shipping import activation_inside, ship  # noqa: E402
 
 SIZE = 16
@@ -205,6 +206,29 @@ def test_what_does_no_work_is_taken_out() -> None:
     assert {tensor.name for tensor in model.graph.initializer} <= used
     pictures = frames()
     expected = convolved(normalised(pictures, "RGB"), kernel, offset, [1, 1, 1, 1])
+    np.testing.assert_allclose(run(model, pictures)["age"], expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("interpolation", ["pillow-bilinear", "tf-bilinear"])
+def test_a_pad_and_a_normalisation_around_the_first_convolution_are_folded(interpolation: str) -> None:
+    """Keras' start: ZeroPadding on normalised pixels, a convolution without padding of its own, BatchNormalization."""
+    before = [helper.make_node("Pad", ["x", "pads"], ["padded"])]
+    model, (kernel, _) = convolution_network([0, 0, 0, 0], before, bias=False)
+    model.graph.node[1].output[0] = "convolved"
+    norm = helper.make_node("BatchNormalization", ["convolved", "gamma", "beta", "mean", "variance"], ["map"], epsilon=1e-3)
+    model.graph.node.insert(2, norm)
+    numbers = {"gamma": 1.7, "beta": -0.4, "mean": 0.9, "variance": 2.5}
+    for name, number in numbers.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array([number], np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, 1, 1], np.int64), "pads"))
+    model = ship(model, card_for("RGB", interpolation))
+    start = ["Cast"] if interpolation == "pillow-bilinear" else []
+    assert kinds(model) == [*start, "ReduceSum", "Transpose", "Add", "Conv", "GlobalAveragePool", "Flatten"]
+    counts = leanness(model)
+    assert not any(counts[name] for name in counts if name not in ("nodes", "initializers"))
+    pictures = frames(dtype=np.uint8 if start else np.float32)
+    mean = convolved(normalised(pictures, "RGB"), kernel, 0.0, [0, 0, 1, 1])
+    expected = (mean - numbers["mean"]) * numbers["gamma"] / np.sqrt(numbers["variance"] + 1e-3) + numbers["beta"]
     np.testing.assert_allclose(run(model, pictures)["age"], expected, rtol=2e-5, atol=2e-5)
 
 

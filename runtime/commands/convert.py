@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from fundus_rt.converters.original_preprocessing import Photograph
     from fundus_rt.models.card import ModelCard
 
 MOST_PHOTOGRAPHS = 64
 """Photographs on which a conversion is checked at most: the framework's side takes seconds each for large networks."""
+PLAIN_MODES = ("L", "P", "RGB", "RGBA", "CMYK")
+"""Pillow's modes of 8 bits, which the author's libraries decode by themselves."""
 
 
 @click.command(short_help="Turn a published checkpoint into a verified .onnx file.")
@@ -24,32 +28,49 @@ MOST_PHOTOGRAPHS = 64
 @click.option("--card", "card_name", required=True, metavar="NAME|FILE.json", help="What the checkpoint is; see `models list`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.onnx", help="Default: NAME.onnx of the card.")
 @click.option("--labels", metavar="A,B,...", help="Classes in the order of the network's outputs, where the card assumes them.")
+@click.option("--standardised", metavar="MEAN,DEVIATION", help="Of a regression's target, where it was trained standardised.")
+@click.option(
+    "--architecture", metavar="timm/NAME|torchvision/NAME|MODULE:FUNCTION",
+    help="The network, where file and card do not say it: by its name in timm or torchvision, or your own function.",
+)  # fmt: skip
 @click.option("--photographs", metavar="PATH", help="Photographs to check on.  [default: the package's examples]")
 @click.option("--trust-pickle", is_flag=True, help="Execute code that the checkpoint carries. Only for files you trust.")
 def convert(
-    checkpoint: Path, card_name: str, output: Path | None, labels: str | None, photographs: str | None, trust_pickle: bool
+    checkpoint: Path,
+    card_name: str,
+    output: Path | None,
+    labels: str | None,
+    standardised: str | None,
+    architecture: str | None,
+    photographs: str | None,
+    trust_pickle: bool,
 ) -> None:
-    """Convert CHECKPOINT (.pth, .h5) to one .onnx file, and prove it equal to the original framework.
+    """Convert CHECKPOINT to one .onnx file, and prove it equal to the original framework.
 
-    The original framework and the new file both answer real photographs; a file whose answers differ by more than the
-    card's tolerance is not written (exit status 1).
+    CHECKPOINT is a file of PyTorch (.pth, .pt, .bin, .tar, .safetensors), of Keras (.h5, .hdf5, .keras), an .onnx of another
+    exporter, or the folder of a TensorFlow SavedModel.
+
+    The original framework, with its own libraries' preprocessing, and the new file, with ours, both answer real photographs;
+    a file whose answers differ by more than the card's tolerance is not written (exit status 1).
     """
     from fundus_rt.converters.conversion import onnx_from_checkpoint
     from fundus_rt.models.errors import UsageError
     from fundus_rt.models.registry import load_card
 
-    card = _with_labels(load_card(card_name), labels)
+    card = _with_target_scale(_with_labels(load_card(card_name), labels), standardised)
     target = output or Path(f"{card.name}.onnx")
-    if not checkpoint.is_file():
-        raise UsageError(f"checkpoint {checkpoint} does not exist or is no file; give a .pth or .h5 file")
+    if not checkpoint.exists():
+        raise UsageError(f"checkpoint {checkpoint} does not exist; give a downloaded .pth, .h5 or .onnx file")
     with _step("Preparing photographs"):
-        tensors = _tensors(card, photographs)
+        tensors, originals = _prepared(card, photographs)
     report = onnx_from_checkpoint(
         checkpoint,
         card,
         target,
         tensors=tensors,
         open_shipped=_open_shipped,
+        photographs=originals,
+        architecture=architecture,
         trust_pickle=trust_pickle,
         progress=_say,
         step=_step,
@@ -79,31 +100,73 @@ def _with_labels(card: ModelCard, labels: str | None) -> ModelCard:
     ).validate()
 
 
-def _tensors(card: ModelCard, photographs: str | None) -> Any:
-    """Network inputs [N, H, W, 3] from real photographs, as the runtime makes them; left eyes' rule applied both ways."""
+def _with_target_scale(card: ModelCard, standardised: str | None) -> ModelCard:
+    """The card with the mean and deviation of a standardised target that the user gave."""
+    from fundus_rt.models.errors import UsageError
+
+    if standardised is None:
+        return card
+    try:
+        mean, deviation = (float(number) for number in standardised.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--standardised is {standardised!r}, expected two numbers, MEAN,DEVIATION, for example 55.2,17"
+        ) from error
+    if len(card.outputs) != 1 or card.outputs[0].task != "regression":
+        raise UsageError(f"--standardised is for a card with one regression, {card.name} has none; leave it out")
+    if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
+        raise UsageError(f"--standardised is {standardised!r}, expected a finite mean and a deviation above 0")
+    return dataclasses.replace(card, outputs=(dataclasses.replace(card.outputs[0], scale=deviation, offset=mean),)).validate()
+
+
+def _prepared(card: ModelCard, photographs: str | None) -> tuple[Any, list[Photograph]]:
+    """Network inputs [N, H, W, 3] from real photographs, as the runtime makes them, and the photographs themselves with crop
+    and mirroring for the original's side; where left eyes are mirrored, each photograph is taken both ways."""
     import numpy as np
 
+    from fundus_rt.converters.original_preprocessing import Photograph
     from fundus_rt.models.errors import FundusRtError, UsageError
     from fundus_rt.models.registry import EXAMPLE_FOLDER
     from fundus_rt.runtime.decode import decode
     from fundus_rt.runtime.field_of_view import find_field_of_view
     from fundus_rt.runtime.inputs import items_from_paths
-    from fundus_rt.runtime.preprocess import tensor_from_frame
+    from fundus_rt.runtime.preprocess import crop_box, tensor_from_frame
 
     mirrors = (False, True) if card.laterality == "mirror-left" else (False,)
     tensors: list[Any] = []
+    originals: list[Photograph] = []
     for item in items_from_paths([photographs or str(EXAMPLE_FOLDER)]):
         if len(tensors) >= MOST_PHOTOGRAPHS:
             break
         try:
             if item.problem:
                 raise UsageError(item.problem)
-            frame = decode(Path(item.path).read_bytes()).frame
-            view = find_field_of_view(frame)
+            content = Path(item.path).read_bytes()
+            decoded = decode(content)
+            view = find_field_of_view(decoded.frame)
         except (FundusRtError, OSError) as error:
             raise UsageError(f"photograph {item.path} cannot be used to check the conversion: {error}") from error
-        tensors += [tensor_from_frame(frame, view, card.preprocessing, mirror=mirror) for mirror in mirrors]
-    return np.stack(tensors)
+        box = crop_box(view, decoded.frame.shape, card.preprocessing)
+        plain = content if _is_plain(content, decoded.format) else _png(decoded.frame)
+        originals += [Photograph(plain, box, mirror) for mirror in mirrors]
+        tensors += [tensor_from_frame(decoded.frame, view, card.preprocessing, mirror=mirror) for mirror in mirrors]
+    return np.stack(tensors), originals
+
+
+def _is_plain(content: bytes, kind: str) -> bool:
+    """Whether a picture file means the same to every library."""
+    import io
+
+    from PIL import Image
+
+    return kind != "dicom" and Image.open(io.BytesIO(content)).mode in PLAIN_MODES
+
+
+def _png(frame: Any) -> bytes:
+    """A frame as PNG: for files whose decoding has no counterpart in the author's libraries (DICOM, 16 bits)."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", frame)[1])
 
 
 def _open_shipped(path: Path) -> Callable[[Any], dict[str, Any]]:

@@ -1,0 +1,184 @@
+"""Weights of a Keras 2 HDF5 file into a network, each by its name and shape, each exactly once.
+
+Keras itself loads in order of the layers and compares counts and shapes, or by name and skips what does not fit; both can
+put a tensor in the wrong place without a word. Here a tensor is paired by the name of its layer and its own name, and
+whatever is left over on either side is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+SHOWN = 5
+
+
+def stored_names(group: Any, key: str) -> list[str]:
+    """``layer_names`` or ``weight_names`` of a group, put together where HDF5's limit of 64 KiB split them.
+
+    Args:
+        group: HDF5 group or file.
+        key: name of the attribute; its parts are called ``key0``, ``key1``, ...
+    """
+    if key in group.attrs:
+        parts = [group.attrs[key]]
+    else:
+        parts, number = [], 0
+        while f"{key}{number}" in group.attrs:
+            parts.append(group.attrs[f"{key}{number}"])
+            number += 1
+    return [text_of(name) for part in parts for name in part]
+
+
+def text_of(value: Any) -> str:
+    """Text of an HDF5 attribute, which old versions of h5py give as bytes."""
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def stored_layers(group: Any) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Every layer that a group lists, in order, with the shapes of its weights by name; empty for a layer without any."""
+    found = {}
+    for name in stored_names(group, "layer_names"):
+        weights = stored_names(group[name], "weight_names")
+        found[name] = {weight: tuple(int(length) for length in group[name][weight].shape) for weight in weights}
+    return found
+
+
+def without_number(name: str) -> str:
+    """A layer's name without the running number that Keras appends to names it makes itself."""
+    return re.sub(r"_\d+$", "", name)
+
+
+def load_weights(network: Any, group: Any, path: Path) -> None:
+    """Put every weight of the file into a network.
+
+    Layers are paired by name. Where the file's names are not the network's, they are paired in order, and names may differ
+    in Keras' running numbers only (``conv2d_7`` and ``conv2d_101``). Inside a layer or a nested network each weight is paired
+    by its own name, and running numbers may differ there too.
+
+    Args:
+        network: a ``tf_keras`` model.
+        group: the file's group with ``layer_names``.
+        path: of the file, for messages.
+
+    Raises:
+        UnsupportedCheckpointError: a weight of the network that the file lacks, one of the file that no layer takes, or one of
+            another shape.
+    """
+    stored = {name: weights for name, weights in stored_layers(group).items() if weights}
+    layers = {layer.name: layer for layer in network.layers if layer.weights}
+    missing, left = [name for name in layers if name not in stored], [name for name in stored if name not in layers]
+    if missing or left:
+        in_order = list(zip(stored, layers, strict=False))
+        if len(stored) != len(layers) or any(without_number(old) != without_number(new) for old, new in in_order):
+            raise _unfit(path, [f"layer {name!r}" for name in missing], [f"layer {name!r}" for name in left])
+        pairs = [(name, layers[new]) for name, new in in_order]
+    else:
+        pairs = [(name, layers[name]) for name in stored]
+    assigned: set[int] = set()
+    for name, layer in pairs:
+        for weight, variable in _paired(layer, list(stored[name]), name, path):
+            values = np.asarray(group[name][weight])
+            if tuple(variable.shape) != values.shape:
+                shapes = f"{list(values.shape)} in the file where {list(variable.shape)} is needed"
+                raise UnsupportedCheckpointError(f"{path.name}: {name}/{weight} is {shapes}; nothing is converted")
+            variable.assign(values)
+            assigned.add(id(variable))
+    _load_own_weights(network, group, path, assigned)
+    forgotten = [weight.name for weight in network.weights if id(weight) not in assigned]
+    if forgotten:
+        raise _unfit(path, forgotten, [])
+    for layer in network._flatten_layers():
+        layer.finalize_state()  # a Normalization layer computes with copies of its mean and variance
+    _check_normalization(network, path)
+
+
+def _load_own_weights(network: Any, group: Any, path: Path, assigned: set[int]) -> None:
+    """Weights that belong to the network itself and to none of its layers."""
+    if "top_level_model_weights" not in group:
+        return
+    names = stored_names(group["top_level_model_weights"], "weight_names")
+    own = [weight for weight in network.weights if id(weight) not in assigned]
+    by_name = {weight.name: weight for weight in own}
+    if set(names) != set(by_name):
+        raise _unfit(path, [name for name in by_name if name not in names], [name for name in names if name not in by_name])
+    for name in names:
+        by_name[name].assign(np.asarray(group["top_level_model_weights"][name]))
+        assigned.add(id(by_name[name]))
+
+
+def _paired(layer: Any, stored: list[str], name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """Names of a layer's weights in the file with its variables."""
+    variables = {id(variable): variable for variable in layer.trainable_weights + layer.non_trainable_weights}.values()
+    for simplify in (_exact, _last_two, _unnumbered):
+        wanted = {simplify(variable.name): variable for variable in variables}
+        given = {simplify(weight): weight for weight in stored}
+        if len(wanted) == len(variables) and len(given) == len(stored) and set(wanted) == set(given):
+            return ((given[key], wanted[key]) for key in given)
+    if len(stored) == len(variables):
+        in_order = list(zip(stored, variables, strict=True))
+        if all(_unnumbered(weight) == _unnumbered(variable.name) for weight, variable in in_order):
+            return iter(in_order)
+        if not hasattr(layer, "layers") and all(_kind(weight) == _kind(variable.name) for weight, variable in in_order):
+            return iter(in_order)
+    taken = {_unnumbered(weight) for weight in stored}
+    needed = {_unnumbered(variable.name) for variable in variables}
+    raise _unfit(
+        path,
+        [f"{name}/{variable.name}" for variable in variables if _unnumbered(variable.name) not in taken],
+        [f"{name}/{weight}" for weight in stored if _unnumbered(weight) not in needed],
+    )
+
+
+def _exact(name: str) -> str:
+    return name
+
+
+def _last_two(name: str) -> str:
+    """Layer and weight, without the scopes around them: ``conv1/kernel``."""
+    return "/".join(name.removesuffix(":0").split("/")[-2:])
+
+
+def _unnumbered(name: str) -> str:
+    """As `_last_two`, and without running numbers: ``conv2d_1_1/kernel`` and ``conv2d/kernel`` are one."""
+    *scope, weight = _last_two(name).split("/")
+    parts = [re.sub(r"(_\d+)+$", "", part) for part in scope]
+    return "/".join([*parts, re.sub(r"_\d+$", "", weight)])
+
+
+def _kind(name: str) -> str:
+    """What a weight is within its layer: ``kernel``, ``bias``, ``gamma``; the letters of Keras 1 said in Keras 2's words."""
+    weight = re.sub(r"_\d+$", "", name.removesuffix(":0").split("/")[-1])
+    letters = {"_W": "kernel", "_b": "bias", "_gamma": "gamma", "_beta": "beta"}
+    return next((word for ending, word in letters.items() if weight.endswith(ending)), weight)
+
+
+def _check_normalization(network: Any, path: Path) -> None:
+    """Raise unless every Normalization layer computes with the mean and variance that were put into it."""
+    for layer in network._flatten_layers():
+        if type(layer).__name__ == "Normalization" and layer.weights:
+            stored = (layer.adapt_mean.numpy(), layer.adapt_variance.numpy())
+            used = (np.ravel(layer.mean), np.ravel(layer.variance))
+            if not all(np.array_equal(np.ravel(a), b) for a, b in zip(stored, used, strict=True)):
+                raise UnsupportedCheckpointError(
+                    f"{path.name}: this version of tf_keras does not compute {layer.name} with the file's mean and variance "
+                    f"(known of Keras 2.7 and 3.0 to 3.5); install another one"
+                )
+
+
+def _unfit(path: Path, missing: list[str], left: list[str]) -> UnsupportedCheckpointError:
+    lines = ""
+    for words, names in (("the network needs and the file lacks", missing), ("the file holds and the network has not", left)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            lines += f"\n  {words}: {', '.join(names[:SHOWN])}{more}"
+    return UnsupportedCheckpointError(
+        f"{path.name} does not fit its network to the last weight.{lines or ' Its weights have other names.'}\nA network "
+        f"loaded in part gives wrong answers, so nothing is converted."
+    )

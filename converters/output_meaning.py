@@ -1,0 +1,122 @@
+"""What a network's numbers mean: the card's statement held against what the file and its graph show."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fundus_rt.converters.architecture import Architecture
+from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.parity import OutputDifference
+from fundus_rt.converters.shipping import activation_inside
+from fundus_rt.models.card import ModelCard, OutputSpec
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+TASK_ACTIVATIONS = {"regression": "none", "multiclass": "softmax", "multilabel": "sigmoid"}
+"""What makes the card's unit of a linear output; a binary output takes sigmoid on one column, softmax on two."""
+
+STANDARDISED = 6.0
+"""Answers within this many units of zero are taken for a standardised target: no fundus photograph of an infant is in sight,
+and no standardised one lies six deviations out."""
+
+
+def settled(architecture: Architecture, model: Any, checkpoint: Checkpoint) -> Architecture:
+    """The architecture with the activation that its graph ends with, which has to be what the file's configuration says.
+
+    Raises:
+        UnsupportedCheckpointError: the two contradict each other.
+    """
+    if len(model.graph.output) != 1:
+        return architecture  # `ship` says what is wrong with the number of outputs
+    found = activation_inside(model, model.graph.output[0].name)
+    if architecture.activation not in (None, found):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name} says that it ends with {architecture.activation}, its graph ends with {found}; which "
+            f"of them holds cannot be told, so nothing is converted"
+        )
+    return dataclasses.replace(architecture, activation=found)
+
+
+def resolved_card(card: ModelCard, architecture: Architecture, checkpoint: Checkpoint) -> ModelCard:
+    """The card with columns and activation of its output stated, from the file.
+
+    Raises:
+        UnsupportedCheckpointError: the number of outputs does not fit the card, or an activation would be applied twice.
+    """
+    file, columns, inside = checkpoint.path.name, architecture.columns, architecture.activation
+    if len(card.outputs) != 1:
+        raise UnsupportedCheckpointError(f"{file} has one output, the card {card.name!r} describes {len(card.outputs)}")
+    output = card.outputs[0]
+    allowed = {"regression": (1,), "binary": (1, 2)}.get(output.task, (len(output.labels),))
+    wanted = allowed if output.columns is None else (output.columns,)
+    if columns not in allowed or columns not in wanted:
+        labels = f" for the labels {', '.join(output.labels)}" if output.labels else ""
+        raise UnsupportedCheckpointError(
+            f"{file} gives {columns} number{'s' if columns > 1 else ''} per picture, but output {output.name!r} of the card "
+            f"{card.name!r} is a {output.task} output and needs {' or '.join(map(str, wanted))}{labels}. Choose the card "
+            f"that belongs to the file, or give the labels that it has."
+        )
+    inside_problem = _contradiction(output, columns, inside)
+    if inside_problem:
+        raise UnsupportedCheckpointError(f"{file} ends with {inside}, {inside_problem}")
+    by_task = TASK_ACTIVATIONS.get(output.task, "sigmoid" if columns == 1 else "softmax")
+    resolved = "none" if inside != "none" else by_task
+    if output.activation not in (None, resolved) and inside != "none":
+        raise UnsupportedCheckpointError(
+            f"{file} already ends with {inside}, and output {output.name!r} of the card {card.name!r} asks for "
+            f"{output.activation} on top; applied twice the probabilities would be wrong. Set the card's activation to null."
+        )
+    output = dataclasses.replace(output, columns=columns, activation=output.activation or resolved)
+    return dataclasses.replace(card, outputs=(output,)).validate()
+
+
+def _contradiction(output: OutputSpec, columns: int, inside: str | None) -> str:
+    """Why a network that ends with `inside` cannot be what the card says of its output; empty when it can."""
+    where = f"output {output.name!r} of the card is a {output.task} output"
+    if inside == "softmax" and columns == 1:
+        return "on one number, which is always 1: a broken network"
+    if output.task == "regression" and inside == "sigmoid" and (output.scale, output.offset) == (1.0, 0.0):
+        return (
+            f"a number between 0 and 1, but {where} in {output.unit}. If the authors trained on a scaled target, say how it was "
+            f"scaled: --standardised MEAN,DEVIATION (0,100 where ages were divided by 100)"
+        )
+    if output.task in ("binary", "multiclass") and columns > 1 and inside == "sigmoid":
+        return (
+            f"so its {columns} numbers are probabilities of their own that do not exclude each other, but {where}. "
+            f"If each label can be present by itself, make it a multilabel output in the card"
+        )
+    if output.task == "multilabel" and inside == "softmax":
+        return f"so only one label can be present, but {where}. Make it a multiclass output in the card"
+    return ""
+
+
+def output_notes(card: ModelCard) -> list[str]:
+    """What each output's numbers mean, one sentence each, as it will be in the file."""
+    found = []
+    for output in card.outputs:
+        numbers = f"{output.columns} number" + ("s" if output.columns != 1 else "")
+        applied = "used as it is" if output.activation == "none" else f"{output.activation} is applied to the network's answer"
+        if (output.scale, output.offset) != (1.0, 0.0):
+            applied = f"times {output.scale:g}, plus {output.offset:g}"
+        order = f"; in order: {', '.join(output.labels)}" if output.labels else ""
+        found.append(f"output {output.name!r}: {numbers}, {applied}, in {output.unit}{order}")
+    return found
+
+
+def output_warnings(card: ModelCard, differences: list[OutputDifference]) -> list[str]:
+    """What a reader should doubt about the outputs' meaning, one sentence each."""
+    found = []
+    for output in card.outputs:
+        if output.labels_assumed:
+            found.append(
+                f"which number is which class of {output.name!r} was not published: {', '.join(output.labels)} is assumed, and "
+                f"every result says so; say it with --labels"
+            )
+    for output, difference in zip(card.outputs, differences, strict=True):
+        years = output.task == "regression" and output.unit == "years"
+        if years and difference.lowest > -STANDARDISED and difference.highest < STANDARDISED:
+            found.append(
+                f"the photographs' answers run from {difference.lowest:.3g} to {difference.highest:.3g} years: the target was "
+                f"probably standardised. Ask for its mean and deviation, and give them with --standardised MEAN,DEVIATION"
+            )
+    return found

@@ -1,0 +1,179 @@
+"""A file's tensors into a torch network, every one of them or none, and what the network then answers with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fundus_rt.converters.architecture import LoadAccount, account_for
+from fundus_rt.converters.backends import require
+from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
+from fundus_rt.converters.torch_content import plain_names
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+COUNTER = "num_batches_tracked"
+"""Counter of BatchNorm from torch 0.4.1 on; it is read in training only."""
+AUXILIARY = {"InceptionV3": ("AuxLogits.",), "Inception3": ("AuxLogits.",), "GoogLeNet": ("aux1.", "aux2.")}
+"""Parts of a network that answer in training only, by the class of the network."""
+
+
+def names_in(module: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Name in a module of each tensor of a file, prefixes of wrappers taken off on both sides.
+
+    Args:
+        module: a `torch.nn.Module`.
+        shapes: the file's tensors, whose common prefix was taken off already.
+
+    Returns:
+        For each tensor of the file its name in the module; a tensor that has none keeps its own name.
+    """
+    own = {plain: name for name, plain in plain_names(module.state_dict())[0].items()}
+    return {name: own.get(name, name) for name in shapes}
+
+
+def account_of_module(
+    checkpoint: Checkpoint, module: Any, names: dict[str, str], notes: list[str], unused: dict[str, str] | None = None
+) -> LoadAccount:
+    """Hold a file against a module, whole; BatchNorm's counters, which no answer depends on, may be missing or extra.
+
+    Args:
+        checkpoint: the file.
+        module: a `torch.nn.Module`, its weights not yet the file's.
+        names: as `names_in` gives them.
+        notes: gets a sentence for what was taken as it is in the module, or left aside.
+        unused: tensors of the file that are known not to be used, with the reason.
+
+    Raises:
+        UnsupportedCheckpointError: tensors missing, left over or of another shape; a part of a quantized network.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = set(names.values())
+    absent = [name for name in expected if name.endswith(COUNTER) and name not in given]
+    for name in absent:
+        del expected[name]
+    if absent:
+        notes.append(f"{len(absent)} counters {COUNTER} are not in the file (torch before 0.4.1); no answer depends on them")
+    unused = dict(unused or {})
+    for name in names:
+        if name.endswith(COUNTER) and names[name] not in expected:
+            unused[name] = f"{COUNTER}, which no answer depends on"
+        elif name.startswith(AUXILIARY.get(type(module).__name__, ("\0",))):
+            unused[name] = "auxiliary classifier, which answers in training only"
+    account = account_for(checkpoint, {k: v for k, v in names.items() if k not in unused}, expected, unused)
+    own = module.state_dict()
+    whole = [
+        f"{name} ({str(checkpoint.state[name].dtype).removeprefix('torch.')})"
+        for name in names
+        if name not in unused and own[names[name]].is_floating_point() and not checkpoint.state[name].is_floating_point()
+    ]
+    if whole:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {len(whole)} weights are whole numbers, so the network was quantized: "
+            f"{', '.join(whole[:4])}. Ask for the float network."
+        )
+    return account
+
+
+def account_of_itself(module: Any) -> LoadAccount:
+    """The account of a whole pickled module, which brings its own tensors."""
+    shapes = [tuple(tensor.shape) for tensor in module.state_dict().values()]
+    numbers = sum(numbers_in(shape) for shape in shapes)
+    return LoadAccount(len(shapes), numbers, len(shapes), numbers, numbers)
+
+
+def load_exactly(checkpoint: Checkpoint, module: Any, names: dict[str, str], account: LoadAccount) -> Any:
+    """Load the file's tensors into a module, and see that they are in it, number by number.
+
+    Args:
+        checkpoint: the file.
+        module: a `torch.nn.Module`.
+        names: name in the module of each tensor of the file.
+        account: as `account_of_module` gives it.
+
+    Returns:
+        The module, float32, in evaluation mode.
+
+    Raises:
+        UnsupportedCheckpointError: a tensor that is not finite, or that the module changed while loading.
+    """
+    torch = require("torch")
+    state = {names[name]: checkpoint.state[name] for name in names if name not in account.unused}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.path.name}: {name} {list(tensor.shape)} holds NaN or infinity; the training diverged or the "
+                f"file is damaged. Ask for the file that was evaluated."
+            )
+    module = module.float()
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UnsupportedCheckpointError(f"{checkpoint.path.name} cannot be loaded: {' '.join(str(error).split())}") from error
+    own = module.state_dict()
+    changed = [name for name, tensor in state.items() if name in own and not torch.equal(own[name], tensor.to(own[name].dtype))]
+    wrong = [name for name in missing if not name.endswith(COUNTER)] + list(unexpected) + changed
+    if wrong:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {len(wrong)} tensors are not in the network as the file has them: {', '.join(wrong[:6])}"
+        )
+    return module.eval()
+
+
+def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int], network: str) -> int:
+    """How many numbers per picture a module answers with, tried on pictures of zeros and of noise.
+
+    Args:
+        checkpoint: the file, for messages.
+        module: a `torch.nn.Module`; its weights need not be the file's.
+        input_size: height and width, pixels.
+        network: what to call it in a message.
+
+    Raises:
+        UnsupportedCheckpointError: it does not run on such pictures, answers with anything but one tensor of numbers
+            [N, columns], or answers the same picture differently.
+    """
+    torch = require("torch")
+    module = module.float().eval()
+    shape = f"[2, 3, {input_size[0]}, {input_size[1]}]"
+    pictures = torch.zeros(2, 3, *input_size)
+    pictures[1] = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.inference_mode():
+            answer, again = module(pictures), module(pictures)
+    except Exception as error:  # whatever the network's own code raises
+        text = " ".join(str(error).split())[:240]
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {network} does not run on pictures {shape} ({type(error).__name__}: {text}). Check the "
+            f"card's preprocessing.input_size; a pickled module may need the versions that it was saved with."
+        ) from error
+    problem = _problem_of_answer(torch, answer)
+    if problem:
+        raise UnsupportedCheckpointError(f"{checkpoint.path.name}: {network} answers pictures {shape} with {problem}")
+    if not torch.equal(torch.nan_to_num(answer), torch.nan_to_num(again)):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {network} answers the same picture differently each time: it draws random numbers in "
+            f"evaluation too (dropout called as a function, for example), so nothing can be proved"
+        )
+    return int(answer.shape[1])
+
+
+def _problem_of_answer(torch: Any, answer: Any) -> str:
+    """What is wrong with an answer to two pictures, and what to do; empty when it is [2, columns]."""
+    wrap = "Write a function that wraps the network so that it answers [N, columns], and name it with --architecture"
+    if isinstance(answer, dict):
+        return f"a {type(answer).__name__} of {', '.join(map(str, list(answer)[:6]))}; expected one tensor [N, columns]. {wrap}."
+    if isinstance(answer, (tuple, list)):
+        parts = ", ".join(str(list(p.shape)) if isinstance(p, torch.Tensor) else type(p).__name__ for p in answer[:6])
+        return f"a {type(answer).__name__} of {len(answer)} ({parts}); expected one tensor [N, columns]. {wrap}."
+    if not isinstance(answer, torch.Tensor):
+        return f"an object of the class {type(answer).__name__}; expected one tensor [N, columns]. {wrap}."
+    shape = list(answer.shape)
+    if answer.ndim == 4:
+        return (
+            f"a map {shape}, four dimensions; expected [N, columns]. Either its pooling was left out when the head was "
+            f"replaced, or it is a segmentation network, which answers for every pixel and is not supported"
+        )
+    if answer.ndim != 2 or shape[0] != 2:
+        return f"a tensor {shape}; expected two dimensions, [N, columns], one row for each picture. {wrap}."
+    if not answer.is_floating_point():
+        return f"whole numbers ({str(answer.dtype).removeprefix('torch.')}): a class is chosen inside. {wrap}."
+    return ""

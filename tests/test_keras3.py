@@ -1,0 +1,269 @@
+"""Files of Keras 3: converted by Keras 3 itself, to the last weight, and searched for code before that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fundus_rt.benchmarks.conversion_case import ConversionCase
+from fundus_rt.benchmarks.make_foreign import CASES
+from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
+from fundus_rt.converters.parity import reference_tensor
+from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError, UntrustedCheckpointError
+from tests import make_checkpoints as make
+from tests.test_onnx_from_checkpoint import convert, open_shipped
+
+h5py = pytest.importorskip("h5py")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("tf_keras")
+from fundus_rt.converters import keras3_export  # noqa: E402
+
+try:
+    TENSORFLOW, KERAS = keras3_export.require_keras3()
+except BackendUnavailableError as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+KERAS3 = [case for case in CASES if case.layout == "Keras 3"]
+QUICK = ("mobilenet-nested-keras-3-.keras",)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[] if case.name.startswith(QUICK) else pytest.mark.full) for case in KERAS3],
+)
+def test_networks_of_keras_3_convert(tmp_path: Path, case: ConversionCase) -> None:
+    source = case.make(tmp_path, case.size, case.columns)
+    card = case.card(case.size)
+    pictures = make.photographs(case.size, 3, seed=7)
+    original = KERAS.saving.load_model(source, compile=False)
+    expected = original.predict(reference_tensor(pictures, card.preprocessing), verbose=0)
+    report = convert(source, card, tmp_path / "shipped.onnx")
+    answered = open_shipped(tmp_path / "shipped.onnx")(pictures)
+    np.testing.assert_allclose(answered[card.outputs[0].name], expected, atol=1e-4)
+    assert np.ptp(expected, axis=0).max() > 0.05
+    assert report.architecture.account.used_parameters == original.count_params()
+    assert report.architecture.family == case.families[0] and "Keras 3" in report.notes[0]
+    if case.architecture.startswith("EfficientNet"):
+        assert "deviation (0.4785, 0.4733, 0.4743)" in " ".join(report.lines()), "the roots of 0.229, 0.224 and 0.225"
+
+
+def test_the_two_generations_of_keras_work_after_each_other(tmp_path: Path, small: Path) -> None:
+    from fundus_rt.converters.backends import require_keras
+    from fundus_rt.converters.keras_export import build_keras
+
+    _, keras2 = require_keras()
+    keras2.utils.set_random_seed(1)
+    layers = [keras2.layers.Conv2D(4, 3, input_shape=(16, 16, 3)), keras2.layers.GlobalAveragePooling2D()]
+    old = keras2.Sequential([*layers, keras2.layers.Dense(2)])
+    old.save(tmp_path / "two.h5", save_format="h5")
+    images = np.random.default_rng(0).uniform(0, 255, (3, 16, 16, 3)).astype(np.float32)
+    expected2, expected3 = old.predict(images, verbose=0), small_network().predict(images, verbose=0)
+    for _ in range(2):
+        network2 = build_keras(read_checkpoint(tmp_path / "two.h5"), "a test's network")
+        network3 = keras3_export.build_keras3(read_checkpoint(small), "a test's network")
+        np.testing.assert_allclose(network2.predict(images, verbose=0), expected2, rtol=1e-5)
+        np.testing.assert_allclose(network3.predict(images, verbose=0), expected3, rtol=1e-5)
+        assert type(network2).__module__.startswith("tf_keras.") and type(network3).__module__.startswith("keras.")
+
+
+def small_network() -> Any:
+    """Layers whose reading went wrong in some release: Rescaling with a list, Normalization, random layers; and arithmetic."""
+    layers = KERAS.layers
+    KERAS.utils.set_random_seed(3)
+    image = KERAS.Input((16, 16, 3))
+    normalization = layers.Normalization()
+    found = normalization(layers.Rescaling(1 / 255)(image))
+    normalization.set_weights([np.asarray([0.4, 0.3, 0.1]), np.asarray([0.2, 0.1, 0.3]), np.asarray(0)])
+    normalization.finalize_state()
+    found = layers.RandomFlip()(layers.Rescaling([2.0, 1.5, 0.5])(found)) / 2.0
+    found = layers.Conv2D(8, 3, strides=2, activation="relu")(found)
+    found = layers.Dropout(0.3)(layers.GlobalAveragePooling2D()(layers.BatchNormalization()(found)))
+    return KERAS.Model(image, layers.Dense(2, activation="softmax")(found))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("small") / "small.keras"
+    small_network().save(path)
+    return path
+
+
+def test_rescaling_and_normalization_are_exported_as_keras_computes_them(tmp_path: Path, small: Path) -> None:
+    shutil.copy(small, tmp_path / "small.bin")
+    checkpoint = read_checkpoint(tmp_path / "small.bin")
+    network = keras3_export.Keras3Network(keras3_export.build_keras3(checkpoint, "a test's network"), (16, 16))
+    images = np.random.default_rng(0).uniform(0, 255, (3, 16, 16, 3)).astype(np.float32)
+    model = network.graph()
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images})
+    np.testing.assert_allclose(found, small_network().predict(images, verbose=0), atol=1e-6)
+    assert np.ptp(found, axis=0).max() > 1e-4
+    assert model.opset_import[0].version == 17
+
+
+def test_a_network_with_other_weights_than_the_file_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = KERAS.saving.load_model
+
+    def one_bias_lost(*arguments: Any, **options: Any) -> Any:
+        network = load(*arguments, **options)
+        network.layers[-1].bias.assign([0.5, 0.5])
+        return network
+
+    monkeypatch.setattr(KERAS.saving, "load_model", one_bias_lost)
+    with pytest.raises(UnsupportedCheckpointError, match=r"11 tensors 1 are not as in the file, and 1 .*layers/dense/vars/1"):
+        keras3_export.build_keras3(read_checkpoint(small), "a test's network")
+
+
+def test_an_h5_that_keras_cannot_load_again_says_so(tmp_path: Path) -> None:
+    """Keras 3 writes arithmetic between layers into an ``.h5`` under names that it does not find again."""
+    small_network().save(tmp_path / "x.h5")
+    with pytest.raises(UnsupportedCheckpointError, match=r"Keras 3\.\d+\.\d+\) is recognised as .* cannot load it"):
+        keras3_export.build_keras3(read_checkpoint(tmp_path / "x.h5"), "a test's network")
+
+
+def edited(source: Path, target: Path, edit: Callable[[dict[str, Any]], None], **members: bytes) -> Path:
+    """A copy of a ``.keras`` archive with another configuration and other members."""
+    with zipfile.ZipFile(source) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(content["config.json"])
+    edit(config)
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in (content | {"config.json": json.dumps(config).encode()} | members).items():
+            archive.writestr(name, data)
+    return target
+
+
+def hostile(**settings: Any) -> Callable[[dict[str, Any]], None]:
+    """Turn the Dropout layer into another object."""
+
+    def edit(config: dict[str, Any]) -> None:
+        next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Dropout").update(settings)
+
+    return edit
+
+
+def called(module: str, name: str) -> Callable[[dict[str, Any]], None]:
+    """Name a function as the activation of the Dense layer."""
+
+    def edit(config: dict[str, Any]) -> None:
+        function = {"module": module, "class_name": "function", "config": name, "registered_name": name}
+        next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Dense")["config"]["activation"] = function
+
+    return edit
+
+
+def byte_code(config: dict[str, Any]) -> None:
+    value = {"class_name": "__lambda__", "config": {"value": "4wEAAAA=", "defaults": None, "closure": None}}
+    config["config"]["layers"][-1]["config"]["activation"] = value
+
+
+EXECUTED = {
+    "exec": hostile(module="builtins", class_name="exec", config={"name": "x"}),
+    "system": called("os", "system"),
+    "download": called("keras.utils", "get_file"),
+    "safe mode off": called("keras.config", "enable_unsafe_deserialization"),
+    "lambda layer": hostile(class_name="Lambda"),
+    "lambda value": byte_code,
+    "pickled module": hostile(module="keras.src.utils.torch_utils", class_name="TorchModuleWrapper"),
+}
+FOREIGN = {
+    "registered": hostile(registered_name="Author>FixedDropout", class_name="FixedDropout"),
+    "saved model inside": hostile(class_name="TFSMLayer"),
+    "vocabulary file": hostile(class_name="StringLookup"),
+    "operation with functions": hostile(module="keras.src.ops.core", class_name="Map"),
+    "activation": lambda config: config["config"]["layers"][-1]["config"].update(activation="own_activation"),
+}
+
+
+@pytest.mark.parametrize("name", [*EXECUTED, *FOREIGN])
+def test_code_and_foreign_objects_are_refused_before_keras_sees_them(tmp_path: Path, small: Path, name: str) -> None:
+    edit = (EXECUTED | FOREIGN)[name]
+    path = edited(small, tmp_path / "x.keras", edit)
+    with pytest.raises(UnsupportedCheckpointError, match=r"would execute code|not part of Keras") as caught:
+        read_checkpoint(path)
+    assert isinstance(caught.value, UntrustedCheckpointError) == (name in EXECUTED or "functions" in name)
+    if name == "lambda layer":
+        assert read_checkpoint(path, trust_pickle=True).trusted
+
+
+def test_the_training_loss_of_the_author_is_no_hindrance(tmp_path: Path, small: Path) -> None:
+    def own_loss(config: dict[str, Any]) -> None:
+        config["compile_config"] = {"loss": {"module": "author", "class_name": "function", "config": "focal_loss"}}
+
+    assert read_checkpoint(edited(small, tmp_path / "x.keras", own_loss)).parameters == 3 * 3 * 3 * 8 + 8 + 4 * 8 + 16 + 2 + 7
+
+
+def linked(file: Any, tmp_path: Path) -> None:
+    """A tensor in another HDF5 file of the machine."""
+    file["layers/dense/vars"]["2"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "values")
+
+
+def stored_outside(file: Any, tmp_path: Path) -> None:
+    """A tensor whose bytes are those of any other file."""
+    file["layers/dense/vars"].create_dataset("2", (16,), "u1", external=[(str(tmp_path / "secret.h5"), 0, 16)])
+
+
+def virtual(file: Any, tmp_path: Path) -> None:
+    """A tensor that stands for a part of another HDF5 file."""
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "values", (4,))
+    file["layers/dense/vars"].create_virtual_dataset("2", layout)
+
+
+def enormous(file: Any, tmp_path: Path) -> None:
+    """A tensor of a terabyte of which nothing is stored."""
+    file["layers/dense/vars"].create_dataset("2", (1 << 38,), "f4", chunks=(1 << 20,))
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [(linked, "secret.h5"), (stored_outside, "secret.h5"), (virtual, "secret.h5"), (enormous, "exhaust the memory")],
+)
+def test_tensors_in_other_files_are_not_opened(tmp_path: Path, small: Path, attack: Any, message: str) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["values"] = np.arange(4, dtype=np.float32)
+    with zipfile.ZipFile(small) as archive:
+        (tmp_path / "weights.h5").write_bytes(archive.read("model.weights.h5"))
+    with h5py.File(tmp_path / "weights.h5", "r+") as file:
+        attack(file, tmp_path)
+    changed = {"model.weights.h5": (tmp_path / "weights.h5").read_bytes()}
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        read_checkpoint(edited(small, tmp_path / "x.keras", lambda config: None, **changed))
+
+
+def test_other_members_and_damage_are_refused(tmp_path: Path, small: Path) -> None:
+    extra = {"assets/vocabulary.txt": b"x"}
+    with pytest.raises(UnsupportedCheckpointError, match=r"also assets/vocabulary\.txt"):
+        read_checkpoint(edited(small, tmp_path / "x.keras", lambda config: None, **extra))
+    with pytest.raises(UnsupportedCheckpointError, match="damaged"):
+        read_checkpoint(edited(small, tmp_path / "x.keras", lambda config: None, **{"model.weights.h5": b"none"}))
+    with zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, bytes(1 << 20))
+    with pytest.raises(UnsupportedCheckpointError, match="exhaust the memory"):
+        read_checkpoint(tmp_path / "bomb.keras")
+    (tmp_path / "y.keras").write_bytes(small.read_bytes()[:-3000])
+    with pytest.raises(UnsupportedCheckpointError, match="download it again"):
+        read_checkpoint(tmp_path / "y.keras")
+
+
+def test_random_generators_and_the_optimizer_are_no_parameters(tmp_path: Path) -> None:
+    network = small_network()
+    network.compile("adam", "categorical_crossentropy")
+    network.optimizer.build(network.trainable_variables)
+    network.save(tmp_path / "x.keras")
+    checkpoint: Checkpoint = read_checkpoint(tmp_path / "x.keras")
+    assert checkpoint.parameters == network.count_params() and len(checkpoint.shapes) == len(network.weights)
+    assert any("state of the optimizer" in note for note in checkpoint.notes)
+
+
+def test_a_keras_that_reads_normalization_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KERAS, "__version__", "3.5.0")
+    with pytest.raises(BackendUnavailableError, match=r"keras 3\.5\.0 is installed.*3\.6 or later"):
+        keras3_export.require_keras3()

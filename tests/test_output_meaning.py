@@ -1,0 +1,119 @@
+"""What a network's numbers mean: every combination of task, columns and ending that is held against the card."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
+from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.output_meaning import output_notes, output_warnings, resolved_card
+from fundus_rt.converters.parity import OutputDifference, Reference, compare_shipped
+from fundus_rt.models.card import ModelCard, OutputSpec
+from fundus_rt.models.errors import ParityError, UnsupportedCheckpointError
+from fundus_rt.models.registry import load_card
+
+CHECKPOINT = Checkpoint(Path("answer.pth"), "0" * 64, "torch-zip", "pytorch", {"fc.weight": (1, 8)})
+LABELS = {"binary": 2, "multiclass": 5, "multilabel": 3, "regression": 0}
+
+
+def network(columns: int, activation: str) -> Architecture:
+    def build() -> Network:
+        raise AssertionError("nothing is built to find out what numbers mean")
+
+    account = LoadAccount(1, 8, 1, 8, 8)
+    return Architecture("resnet-50", "a network", (512, 512), columns, activation, account, build, "none", ())
+
+
+def card_for(task: str, **changes: Any) -> ModelCard:
+    labels = tuple(f"class {i}" for i in range(LABELS[task]))
+    unit = "years" if task == "regression" else "probability"
+    output = dataclasses.replace(OutputSpec("answer", task, unit, 1e-3, labels), **changes)
+    return dataclasses.replace(load_card("image-fundus-abnormality"), outputs=(output,))
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "inside", "activation"),
+    [
+        ("regression", 1, "none", "none"),
+        ("binary", 1, "none", "sigmoid"),
+        ("binary", 1, "sigmoid", "none"),
+        ("binary", 2, "none", "softmax"),
+        ("binary", 2, "softmax", "none"),
+        ("multiclass", 5, "none", "softmax"),
+        ("multiclass", 5, "softmax", "none"),
+        ("multilabel", 3, "none", "sigmoid"),
+        ("multilabel", 3, "sigmoid", "none"),
+    ],
+)
+def test_what_is_still_to_be_applied(task: str, columns: int, inside: str, activation: str) -> None:
+    card = resolved_card(card_for(task), network(columns, inside), CHECKPOINT)
+    assert (card.outputs[0].columns, card.outputs[0].activation) == (columns, activation)
+    assert resolved_card(card, network(columns, inside), CHECKPOINT) == card
+    (sentence,) = output_notes(card)
+    assert ("used as it is" in sentence) == (activation == "none")
+    assert all(label in sentence for label in card.outputs[0].labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "inside", "message"),
+    [
+        ("binary", 1, "softmax", "always 1"),
+        ("regression", 1, "softmax", "always 1"),
+        ("regression", 1, "sigmoid", "--standardised"),
+        ("binary", 2, "sigmoid", "do not exclude each other"),
+        ("multiclass", 5, "sigmoid", "multilabel"),
+        ("multilabel", 3, "softmax", "multiclass"),
+        ("binary", 3, "none", "needs 1 or 2"),
+        ("multiclass", 1, "none", "needs 5"),
+        ("multiclass", 4, "sigmoid", "needs 5"),
+        ("regression", 2, "none", "needs 1"),
+    ],
+)
+def test_contradictions_are_refused_with_the_reason(task: str, columns: int, inside: str, message: str) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match=message):
+        resolved_card(card_for(task), network(columns, inside), CHECKPOINT)
+
+
+def test_a_scaled_target_may_end_with_a_sigmoid_and_is_described() -> None:
+    card = resolved_card(card_for("regression", scale=100.0), network(1, "sigmoid"), CHECKPOINT)
+    assert card.outputs[0].activation == "none"
+    assert "times 100, plus 0" in output_notes(card)[0]
+
+
+def difference(lowest: float, highest: float) -> OutputDifference:
+    return OutputDifference("answer", "years", 0.0, 0.0, 0.0, lowest, highest, 1e-3, 11)
+
+
+@pytest.mark.parametrize(("lowest", "highest", "doubted"), [(-1.9, 2.1, True), (0.1, 0.9, True), (31.0, 74.0, False)])
+def test_answers_of_a_standardised_target_are_doubted(lowest: float, highest: float, doubted: bool) -> None:
+    found = output_warnings(card_for("regression"), [difference(lowest, highest)])
+    assert bool(found) == doubted
+    assert not doubted or "--standardised" in found[0]
+
+
+def test_an_assumed_class_order_is_said() -> None:
+    assert "--labels" in output_warnings(card_for("binary", labels_assumed=True), [difference(0, 1)])[0]
+    assert not output_warnings(card_for("binary"), [difference(0, 1)])
+
+
+def test_a_softmax_that_the_graph_does_not_show_is_found_by_its_sums() -> None:
+    card = resolved_card(card_for("multiclass"), network(5, "none"), CHECKPOINT)
+    frames = np.zeros((3, 4, 4, 3), np.uint8)
+    powers = np.exp(np.random.default_rng(0).normal(size=(3, 5)))
+    answers = {"answer": (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)}
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        start = calls.pop(0)
+        return {"answer": answers["answer"][start : start + len(batch)], "receipt": np.zeros((len(batch), 4), np.float32)}
+
+    calls = [0, 1]
+    with pytest.raises(ParityError, match="add up to 1"):
+        compare_shipped(run, frames, Reference(answers, answers), card)
+    calls = [0, 1]
+    explicit = dataclasses.replace(card, outputs=(dataclasses.replace(card.outputs[0], activation="none"),))
+    assert compare_shipped(run, frames, Reference(answers, answers), explicit)[0].largest == 0
