@@ -13,9 +13,10 @@ same from the same weights (384 x 384, window 12, random weights, ONNX Runtime 1
 | Swin-B  | TorchScript, lean module     | 19.3    | 2.2 GiB     | 1,077 | not in the same run                 |
 
 The last column was taken in turns on a busy machine: read it as ratios. The rows of the lean module count the nodes and the
-memory of a whole conversion; it has lost nodes since (Swin-T 378, Swin-B 744). So TorchScript, on a forward pass whose shapes are numbers: a quarter of the time, no onnxscript
-to install, opset 17 and IR 8 as TensorRT 10.3 and JetPack 6 read them (the dynamo exporter writes IR 10 and the initializers
-that TensorRT 10.3's parser is reported to reject), fewer nodes than either, and no Shape, Gather or Mod left in the graph.
+memory of a whole conversion; it has lost nodes since (Swin-T 378, Swin-B 744). So TorchScript, on a forward pass whose shapes
+are numbers: a quarter of the time, no onnxscript to install, opset 17 and IR 8 as TensorRT 10.3 and JetPack 6 read them (the
+dynamo exporter writes IR 10 and the initializers that TensorRT 10.3's parser is reported to reject), fewer nodes than either,
+and no Shape, Gather or Mod left in the graph.
 """
 
 from __future__ import annotations

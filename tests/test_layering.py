@@ -26,9 +26,8 @@ OUTSIDE = {
 }
 INSIDE_FUNCTIONS = {
     "models": set(),
-    "converters": set(
-        "onnx torch timm torchvision transformers safetensors tensorflow tf_keras keras tf2onnx h5py onnxruntime cv2 PIL".split()
-    ),
+    "converters": {"onnx", "onnxruntime", "torch", "timm", "torchvision", "transformers", "safetensors", "cv2", "PIL"}
+    | {"tensorflow", "tf_keras", "keras", "tf2onnx", "h5py"},
     "runtime": {"onnxruntime", "filelock", "rich", "pydicom"},
 }
 HEAVY = {"torch", "tensorflow", "tf_keras", "keras", "onnx", "timm", "tf2onnx", "torchvision", "h5py", "transformers"}
