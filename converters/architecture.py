@@ -180,7 +180,7 @@ def refusal(checkpoint: Checkpoint, card: ModelCard, found: str) -> UnsupportedC
     """The error for a checkpoint of another network than the card's, with the account of its tensors."""
     examples = ", ".join(f"{name} {list(shape)}" for name, shape in list(checkpoint.shapes.items())[:3])
     return UnsupportedCheckpointError(
-        f"{checkpoint.path.name} holds {found}, but the card {card.name!r} expects {' or '.join(card.families)}. None of "
+        f"{checkpoint.path.name} holds {found}. The card {card.name!r} expects {' or '.join(card.families)}. None of "
         f"its {len(checkpoint.shapes)} tensors ({checkpoint.parameters:,} numbers; first: {examples}) was used. Choose the "
         f"card that belongs to the file (fundus-rt models list), or the file that belongs to the card."
     )

@@ -17,7 +17,7 @@ The exporter's graph against the cleaned one, the same input to both, measured i
 | EfficientNet-B0 of timm (tf_), TorchScript | 692        | 239   | 1.23                |
 | EfficientNet-B0 of Keras, tf2onnx        | 297          | 242   | 1.22                |
 | ConvNeXt-T of timm, TorchScript          | 454          | 238   | 1.08                |
-| ResNet-50, DenseNet-121, MobileNet, MobileNetV3, Inception-v3, Xception | 64 to 372 | 59 to 368 | 0.99 to 1.01 |
+| ResNet-50, DenseNet-121, MobileNet, MobileNetV3, Inception-v3, Xception | 64 to 372 | 59 to 368 | 0.97 to 1.01 |
 
 The last line is the noise of a busy machine: what goes there ONNX Runtime takes out by itself, other runtimes may not.
 """

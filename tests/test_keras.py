@@ -92,7 +92,7 @@ def test_efficientnets_are_told_apart_as_keras_builds_them(tmp_path: Path, numbe
 
 
 def test_another_family_is_named_with_what_was_expected(mobilenet: Path) -> None:
-    with pytest.raises(UnsupportedCheckpointError, match=r"MobileNet \(v1\), but the card .* expects efficientnet-b7"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"MobileNet \(v1\)\. The card .* expects efficientnet-b7"):
         identify_architecture(read_checkpoint(mobilenet), card_for(64, "efficientnet-b7"))
 
 
