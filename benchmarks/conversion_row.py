@@ -20,7 +20,7 @@ MODULES = tuple(f"fundus_rt.benchmarks.make_{kind}" for kind in ("swin", "torch"
 CONVERT = [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()", "convert"]
 """The command line's conversion, in a process of its own: its seconds and peak memory are those of a user."""
 LEAN = ("cancelling_transposes", "dead_initializers", "foldable_batch_norms", "idle_nodes", "constant_nodes", "shape_nodes")
-"""Counts of `fundus_rt.converters.graph_cleaning.leanness` that a lean graph has at zero."""
+"""Counts of `fundus_rt.converters.graphs.graph_cleaning.leanness` that a lean graph has at zero."""
 
 
 def cases_of(module: str) -> tuple[ConversionCase, ...]:
@@ -89,7 +89,7 @@ def shipped_figures(path: Path) -> dict[str, Any]:
     """
     import onnx
 
-    from fundus_rt.converters.graph_cleaning import leanness
+    from fundus_rt.converters.graphs.graph_cleaning import leanness
 
     model = onnx.load(str(path))
     provenance = json.loads({entry.key: entry.value for entry in model.metadata_props}[CARD_KEY])["provenance"]

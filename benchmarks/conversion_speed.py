@@ -45,7 +45,7 @@ def plain_graph(checkpoint_path: Path, card: ModelCard, named: str | None = None
     """What the plain exporter writes for a checkpoint's network: an `onnx.ModelProto` with a normalised float input."""
     from fundus_rt.converters.architecture import identify_architecture
     from fundus_rt.converters.checkpoint import read_checkpoint
-    from fundus_rt.converters.torch_export import onnx_from_torch
+    from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 
     network: Any = identify_architecture(read_checkpoint(checkpoint_path, trust), card, named).build()
     original = getattr(network, "original", None)

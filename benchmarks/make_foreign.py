@@ -97,7 +97,7 @@ def _trained(network: Any) -> Any:
 
 def _keras3(name: str, ending: str, nested: bool = False) -> Callable[[Path, int, int], Path]:
     def make(folder: Path, size: int, columns: int) -> Path:
-        from fundus_rt.converters.keras3_export import require_keras3
+        from fundus_rt.converters.tensorflow.keras3_export import require_keras3
 
         _, keras = require_keras3()
         path = folder / f"network{ending}"
@@ -117,7 +117,7 @@ def _saved_by_keras2(folder: Path, size: int, columns: int) -> Path:
 
 
 def _exported_by_keras3(folder: Path, size: int, columns: int) -> Path:
-    from fundus_rt.converters.keras3_export import require_keras3
+    from fundus_rt.converters.tensorflow.keras3_export import require_keras3
 
     _, keras = require_keras3()
     keras_network(keras, "MobileNet", size, columns).export(str(folder / "network"), verbose=False)

@@ -132,19 +132,19 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | 
 def _identify(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:
     """The one module that knows this kind of file; each is imported only when it is needed."""
     if checkpoint.framework == "onnx":
-        from fundus_rt.converters.foreign_onnx import identify_onnx
+        from fundus_rt.converters.graphs.foreign_onnx import identify_onnx
 
         return identify_onnx(checkpoint, card)
     if checkpoint.framework == "tensorflow":
-        from fundus_rt.converters.saved_model import identify_saved_model
+        from fundus_rt.converters.tensorflow.saved_model import identify_saved_model
 
         return identify_saved_model(checkpoint, card)
     if checkpoint.framework == "keras" and checkpoint.keras_version.startswith("3."):
-        from fundus_rt.converters.keras3_export import identify_keras3
+        from fundus_rt.converters.tensorflow.keras3_export import identify_keras3
 
         return identify_keras3(checkpoint, card)
     if checkpoint.framework == "keras":
-        from fundus_rt.converters.keras_families import identify_keras
+        from fundus_rt.converters.tensorflow.keras_families import identify_keras
 
         return identify_keras(checkpoint, card)
     return _identify_torch(checkpoint, card, named)
@@ -154,24 +154,24 @@ def _identify_torch(checkpoint: Checkpoint, card: ModelCard, named: str | None) 
     """A torch network: what the caller says it is, the pickled module itself, what the card names, what the tensors show."""
     named = named or next((family for family in card.families if family.startswith(("timm/", "torchvision/"))), None)
     if named is not None:
-        from fundus_rt.converters.named_networks import identify_named
+        from fundus_rt.converters.pytorch.named_networks import identify_named
 
         return identify_named(checkpoint, card, named)
-    from fundus_rt.converters.swin import identify_swin, looks_like_swin
+    from fundus_rt.converters.pytorch.swin import identify_swin, looks_like_swin
 
     if looks_like_swin(checkpoint.shapes):
-        from fundus_rt.converters.named_networks import answered_by_module
+        from fundus_rt.converters.pytorch.named_networks import answered_by_module
 
         return answered_by_module(checkpoint, identify_swin(checkpoint, card))
-    from fundus_rt.converters.resnet import identify_resnet, looks_like_resnet
+    from fundus_rt.converters.pytorch.resnet import identify_resnet, looks_like_resnet
 
     if looks_like_resnet(checkpoint.shapes):
         return identify_resnet(checkpoint, card)
     if checkpoint.module is not None:
-        from fundus_rt.converters.named_networks import identify_module
+        from fundus_rt.converters.pytorch.named_networks import identify_module
 
         return identify_module(checkpoint, card)
-    from fundus_rt.converters.candidates import nearest_candidates
+    from fundus_rt.converters.pytorch.candidates import nearest_candidates
 
     raise refusal(checkpoint, card, nearest_candidates(checkpoint.shapes))
 

@@ -79,24 +79,24 @@ def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Call
     """
     path = Path(path)
     if (path / "saved_model.pb").is_file():
-        from fundus_rt.converters.saved_model import read_saved_model
+        from fundus_rt.converters.tensorflow.saved_model import read_saved_model
 
         return read_saved_model(path, trust_pickle)
     head = _head_of(path)
     _refuse_known_strangers(path, head)
     if head.startswith(HDF5_SIGNATURE):
-        from fundus_rt.converters.keras_files import read_keras_h5
+        from fundus_rt.converters.tensorflow.keras_files import read_keras_h5
 
         return read_keras_h5(path, sha256_of_file(path), trust_pickle)
     if head.startswith(ZIP_SIGNATURE) and _is_keras_archive(path):
-        from fundus_rt.converters.keras3_files import read_keras_archive
+        from fundus_rt.converters.tensorflow.keras3_files import read_keras_archive
 
         return read_keras_archive(path, sha256_of_file(path), trust_pickle)
     if looks_like_onnx(head):
-        from fundus_rt.converters.foreign_onnx import read_onnx
+        from fundus_rt.converters.graphs.foreign_onnx import read_onnx
 
         return read_onnx(path, sha256_of_file(path))
-    from fundus_rt.converters.torch_files import read_safetensors, read_torch
+    from fundus_rt.converters.pytorch.torch_files import read_safetensors, read_torch
 
     if head.startswith((ZIP_SIGNATURE, TORCH_LEGACY_SIGNATURE)):
         kind = "torch-zip" if head.startswith(ZIP_SIGNATURE) else "torch-legacy"

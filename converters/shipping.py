@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_cleaning import clean_graph, constant_of, initializers_by_name, new_initializer, permutation
+from fundus_rt.converters.graphs.graph_cleaning import (
+    clean_graph,
+    constant_of,
+    initializers_by_name,
+    new_initializer,
+    permutation,
+)
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 

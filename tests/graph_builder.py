@@ -13,7 +13,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fundus_rt.converters.graph_cleaning import clean_graph, leanness  # noqa: E402
+from fundus_rt.converters.graphs.graph_cleaning import clean_graph, leanness  # noqa: E402
 
 COUNTS = ("cancelling_transposes", "dead_initializers", "foldable_batch_norms", "idle_nodes", "constant_nodes", "shape_nodes")
 CHANNELS = 4

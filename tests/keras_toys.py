@@ -11,7 +11,7 @@ import numpy as np
 from fundus_rt.benchmarks.keras_networks import pictures, save_keras
 from fundus_rt.converters.backends import require_keras
 from fundus_rt.converters.checkpoint import read_checkpoint
-from fundus_rt.converters.keras_export import build_keras
+from fundus_rt.converters.tensorflow.keras_export import build_keras
 from fundus_rt.models import ModelCard, load_card
 from fundus_rt.models.card import OutputSpec
 

@@ -129,7 +129,7 @@ def test_an_export_of_2018_is_brought_up(tmp_path: Path) -> None:
 
 def test_linear_upsampling_before_operator_set_11_keeps_its_grid(tmp_path: Path) -> None:
     """x / scale, not half a pixel away: on a ramp, the two differ at every second pixel. Closed form, by hand."""
-    from fundus_rt.converters.onnx_upgrade import upgraded
+    from fundus_rt.converters.graphs.onnx_upgrade import upgraded
 
     tensors = [onnx.numpy_helper.from_array(np.asarray([1, 1, 1, 2], np.float32), "twice")]
     nodes = [helper.make_node("Upsample", ["image", "twice"], ["answer"], mode="linear")]
@@ -186,7 +186,7 @@ def test_gelu_is_spelled_out_for_operator_set_19(tmp_path: Path) -> None:
     """Both forms against ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
-    from fundus_rt.converters.onnx_upgrade import upgraded
+    from fundus_rt.converters.graphs.onnx_upgrade import upgraded
 
     nodes = [
         helper.make_node("Gelu", ["image"], ["exact"]),

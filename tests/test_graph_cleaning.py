@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper
 
-from fundus_rt.converters.graph_cleaning import clean_graph, leanness
+from fundus_rt.converters.graphs.graph_cleaning import clean_graph, leanness
 from tests.graph_builder import CHANNELS, COUNTS, Builder, answers, cleaned
 
 

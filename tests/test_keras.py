@@ -34,7 +34,7 @@ def mobilenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_full_model_is_identified_and_accounted_for(mobilenet: Path) -> None:
-    from fundus_rt.converters.keras_export import build_keras
+    from fundus_rt.converters.tensorflow.keras_export import build_keras
 
     checkpoint = read_checkpoint(mobilenet)
     architecture = identify_architecture(checkpoint, card_for(64))

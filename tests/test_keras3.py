@@ -56,7 +56,7 @@ def test_networks_of_keras_3_convert(tmp_path: Path, case: ConversionCase) -> No
 
 def test_the_two_generations_of_keras_work_after_each_other(tmp_path: Path, small: Path) -> None:
     from fundus_rt.converters.backends import require_keras
-    from fundus_rt.converters.keras_export import build_keras
+    from fundus_rt.converters.tensorflow.keras_export import build_keras
 
     _, keras2 = require_keras()
     keras2.utils.set_random_seed(1)

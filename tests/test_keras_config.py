@@ -12,7 +12,7 @@ import pytest
 from fundus_rt.benchmarks.keras_networks import with_edited_config
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint
-from fundus_rt.converters.keras_modern import modernised
+from fundus_rt.converters.tensorflow.keras_modern import modernised
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 from tests.keras_toys import answers_of, card_for, file_of, images, keras, keras_model, shake, toy
 

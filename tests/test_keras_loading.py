@@ -171,8 +171,8 @@ def test_normalisation_of_every_era_is_restored_and_stated(
 ) -> None:
     """What a loaded network does to grey levels, measured on it, against the closed form and the sentence printed."""
     from fundus_rt.converters.backends import require_keras
-    from fundus_rt.converters.efficientnet_eras import era_note, normalisation_note, stored_statistics
-    from fundus_rt.converters.keras_export import build_keras
+    from fundus_rt.converters.tensorflow.efficientnet_eras import era_note, normalisation_note, stored_statistics
+    from fundus_rt.converters.tensorflow.keras_export import build_keras
 
     path = file_of(first_layers(*statistics, extra), tmp_path / "x.h5")
     checkpoint = read_checkpoint(path)
@@ -192,7 +192,7 @@ def test_normalisation_of_every_era_is_restored_and_stated(
 def test_the_effect_of_unknown_layers_before_the_first_convolution_is_not_made_up(tmp_path: Path) -> None:
     import tensorflow
 
-    from fundus_rt.converters.efficientnet_eras import normalisation_note
+    from fundus_rt.converters.tensorflow.efficientnet_eras import normalisation_note
 
     layers = keras().layers
     image = layers.Input((16, 16, 3))

@@ -19,7 +19,13 @@ from fundus_rt.benchmarks.make_keras import CASES, lambdas_for_scaled_sums
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint
 from fundus_rt.converters.conversion import onnx_from_checkpoint
-from fundus_rt.converters.keras_landmarks import LANDMARKS, Landmark, changed_backbone, efficientnet, published_parameters
+from fundus_rt.converters.tensorflow.keras_landmarks import (
+    LANDMARKS,
+    Landmark,
+    changed_backbone,
+    efficientnet,
+    published_parameters,
+)
 from fundus_rt.models.errors import UnsupportedCheckpointError
 from tests.keras_toys import answers_of, card_for, file_of, images, keras, keras_model, shake, toy
 

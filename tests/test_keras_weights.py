@@ -14,7 +14,7 @@ from fundus_rt.benchmarks.keras_networks import lively_network, pictures, prepar
 from fundus_rt.benchmarks.make_keras import efficientnet_network, weights_only, weights_with_json
 from fundus_rt.converters.architecture import Architecture, identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint
-from fundus_rt.converters.efficientnet_eras import second_division
+from fundus_rt.converters.tensorflow.efficientnet_eras import second_division
 from fundus_rt.models.errors import UnsupportedCheckpointError
 from tests.keras_toys import answers_of, card_for, images, keras, keras_model, shake, toy
 

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto
 
-from fundus_rt.converters.graph_cleaning import leanness
+from fundus_rt.converters.graphs.graph_cleaning import leanness
 from tests.graph_builder import CHANNELS, Builder, cleaned
 
 
@@ -80,7 +80,7 @@ def test_random_graphs_answer_as_before(seed: int) -> None:
 
 
 def torch_graph(network: Any, size: int) -> Any:
-    from fundus_rt.converters.torch_export import onnx_from_torch
+    from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 
     return onnx_from_torch(network, (size, size))
 
@@ -138,7 +138,7 @@ def test_a_network_of_keras_with_separable_convolutions_and_padding() -> None:
     pytest.importorskip("tf2onnx")
     pytest.importorskip("tf_keras")
     from fundus_rt.converters.backends import require_keras
-    from fundus_rt.converters.keras_export import onnx_from_keras
+    from fundus_rt.converters.tensorflow.keras_export import onnx_from_keras
     from tests.make_checkpoints import set_norm
 
     _, keras = require_keras()

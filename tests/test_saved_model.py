@@ -104,7 +104,7 @@ def test_published_architectures_convert(tmp_path: Path, case: ConversionCase) -
 
 
 def test_the_second_copy_that_keras_3_exports_is_no_second_network(tmp_path: Path) -> None:
-    keras3_export = pytest.importorskip("fundus_rt.converters.keras3_export")
+    keras3_export = pytest.importorskip("fundus_rt.converters.tensorflow.keras3_export")
     _, keras = keras3_export.require_keras3()
     image = keras.Input((SIZE, SIZE, 3))
     found = keras.layers.Dropout(0.2)(keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image)))

@@ -17,7 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from fundus_rt.converters.graph_cleaning import leanness  # noqa: E402
+from fundus_rt.converters.graphs.graph_cleaning import leanness  # noqa: E402
 from fundus_rt.converters.shipping import activation_inside, ship  # noqa: E402
 
 SIZE = 16

@@ -11,7 +11,7 @@ import pytest
 
 from fundus_rt.converters.architecture import Architecture, identify_architecture
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
-from fundus_rt.converters.swin import identify_swin, looks_like_swin
+from fundus_rt.converters.pytorch.swin import identify_swin, looks_like_swin
 from fundus_rt.models import ModelCard, load_card
 from fundus_rt.models.errors import UnsupportedCheckpointError
 from tests import make_checkpoints as make

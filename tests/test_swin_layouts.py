@@ -12,9 +12,9 @@ import pytest
 from fundus_rt.benchmarks.make_swin import CASES, answers_of, swin_network, tensors_of
 from fundus_rt.converters import backends
 from fundus_rt.converters.conversion import onnx_from_checkpoint
-from fundus_rt.converters.graph_cleaning import clean_graph
-from fundus_rt.converters.swin_export import lean_swin, window_order
-from fundus_rt.converters.swin_parts import parts_of
+from fundus_rt.converters.graphs.graph_cleaning import clean_graph
+from fundus_rt.converters.pytorch.swin_export import lean_swin, window_order
+from fundus_rt.converters.pytorch.swin_parts import parts_of
 from tests import make_checkpoints as make
 from tests.swin_helpers import EACH, card_for, describe, identified, images_for, network_of
 
@@ -255,7 +255,7 @@ def test_cases_cover_what_the_field_saves() -> None:
 
 
 def nodes_of(module: Any, size: int) -> list[str]:
-    from fundus_rt.converters.torch_export import onnx_from_torch
+    from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 
     model = onnx_from_torch(module, (size, size))
     clean_graph(model)

@@ -13,10 +13,10 @@ from fundus_rt.benchmarks.make_swin import answers_of, published, save_in, tenso
 from fundus_rt.converters import backends
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
-from fundus_rt.converters.swin import identify_swin
-from fundus_rt.converters.swin_config import PUBLISHED_V2
-from fundus_rt.converters.swin_export import lean_swin
-from fundus_rt.converters.swin_layouts import TIMM, pretrained_of
+from fundus_rt.converters.pytorch.swin import identify_swin
+from fundus_rt.converters.pytorch.swin_config import PUBLISHED_V2
+from fundus_rt.converters.pytorch.swin_export import lean_swin
+from fundus_rt.converters.pytorch.swin_layouts import TIMM, pretrained_of
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError
 from tests import make_checkpoints as make
 from tests.swin_helpers import EACH, card_for, describe, identified, images_for, network_of

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
-from fundus_rt.converters.torch_content import plain_names
-from fundus_rt.converters.torch_files import Dictionary, LeftAside, Sequence, globals_asked_for
+from fundus_rt.converters.pytorch.torch_content import plain_names
+from fundus_rt.converters.pytorch.torch_files import Dictionary, LeftAside, Sequence, globals_asked_for
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 from tests import make_checkpoints as make
 

@@ -15,10 +15,10 @@ import pytest
 from fundus_rt.benchmarks import make_torch
 from fundus_rt.benchmarks.conversion_case import ConversionCase
 from fundus_rt.converters.architecture import Architecture, identify_architecture
-from fundus_rt.converters.candidates import looks_like_segmentation, nearest_candidates
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.conversion import ConversionReport, onnx_from_checkpoint
 from fundus_rt.converters.parity import reference_tensor
+from fundus_rt.converters.pytorch.candidates import looks_like_segmentation, nearest_candidates
 from fundus_rt.models import ModelCard
 from fundus_rt.models.errors import ParityError, UnsupportedCheckpointError, UntrustedCheckpointError, UsageError
 from tests import make_checkpoints as make

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_cleaning import constant_of, new_initializer
+from fundus_rt.converters.graphs.graph_cleaning import constant_of, new_initializer
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 AGREEMENT = 1e-4
@@ -61,7 +61,7 @@ def any_batch(model: Any, input_shape: tuple[int, ...], file: str, alone: Callab
 
 def _settle_constants(onnx: Any, model: Any) -> None:
     """Compute what does not depend on the picture, sizes above all, and hold it as initializers."""
-    from fundus_rt.converters.foreign_onnx import open_original
+    from fundus_rt.converters.graphs.foreign_onnx import open_original
 
     graph = model.graph
     on_pictures = {graph.input[0].name}
@@ -170,7 +170,7 @@ def _length_then(onnx: Any, like: str, rest: str, name: str) -> list[Any]:
 
 def _batch_problem(model: Any, pictures: np.ndarray, expected: np.ndarray) -> str:
     """Why a model does not answer for 1, 2 and 3 pictures at once as the original does for each; empty when it does."""
-    from fundus_rt.converters.foreign_onnx import open_original
+    from fundus_rt.converters.graphs.foreign_onnx import open_original
 
     limit = AGREEMENT * max(float(np.abs(expected).max()), 1e-6)
     try:

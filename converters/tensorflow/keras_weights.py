@@ -15,11 +15,11 @@ from typing import Any
 
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.efficientnet_eras import SECOND_RESCALING, second_division, stored_statistics
-from fundus_rt.converters.keras_config import Config, inbound_names, layer_name, layers_of
-from fundus_rt.converters.keras_landmarks import Landmark, landmark_of, mobilenet_v2_alpha
-from fundus_rt.converters.keras_loading import stored_layers, without_number
-from fundus_rt.converters.keras_modern import RESIDUAL, custom_layers, modernised
+from fundus_rt.converters.tensorflow.efficientnet_eras import SECOND_RESCALING, second_division, stored_statistics
+from fundus_rt.converters.tensorflow.keras_config import Config, inbound_names, layer_name, layers_of
+from fundus_rt.converters.tensorflow.keras_landmarks import Landmark, landmark_of, mobilenet_v2_alpha
+from fundus_rt.converters.tensorflow.keras_loading import stored_layers, without_number
+from fundus_rt.converters.tensorflow.keras_modern import RESIDUAL, custom_layers, modernised
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, refusal
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.efficientnet_eras import era_note, normalisation_note, stored_statistics
-from fundus_rt.converters.keras_config import (
+from fundus_rt.converters.tensorflow.efficientnet_eras import era_note, normalisation_note, stored_statistics
+from fundus_rt.converters.tensorflow.keras_config import (
     Config,
     activation_of,
     answering_layers,
@@ -16,9 +16,9 @@ from fundus_rt.converters.keras_config import (
     settings_of,
     walk_layers,
 )
-from fundus_rt.converters.keras_export import KerasNetwork, build_keras
-from fundus_rt.converters.keras_landmarks import changed_backbone, landmark_of_config
-from fundus_rt.converters.keras_modern import modernised
+from fundus_rt.converters.tensorflow.keras_export import KerasNetwork, build_keras
+from fundus_rt.converters.tensorflow.keras_landmarks import changed_backbone, landmark_of_config
+from fundus_rt.converters.tensorflow.keras_modern import modernised
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -50,7 +50,7 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     form = "full model" if checkpoint.format != "keras-h5-weights" else "weights with their configuration"
     made_here = checkpoint.keras_config is None
     if made_here:
-        from fundus_rt.converters.keras_weights import rebuilt
+        from fundus_rt.converters.tensorflow.keras_weights import rebuilt
 
         checkpoint, notes, warnings = rebuilt(checkpoint, card)
         form = "weights only, rebuilt from its layers' names"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fundus_rt.converters.graph_editor import GraphEditor, attribute, permutation, set_attribute
-from fundus_rt.converters.graph_values import Shapes
+from fundus_rt.converters.graphs.graph_editor import GraphEditor, attribute, permutation, set_attribute
+from fundus_rt.converters.graphs.graph_values import Shapes
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 AFFINE = ("BatchNormalization", "Mul", "Div", "Add", "Sub")

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_editor import GraphEditor, inner_names, permutation
-from fundus_rt.converters.graph_folding import fold_affine, foldable_behind, means_to_pooling
-from fundus_rt.converters.graph_layout import (
+from fundus_rt.converters.graphs.graph_editor import GraphEditor, inner_names, permutation
+from fundus_rt.converters.graphs.graph_folding import fold_affine, foldable_behind, means_to_pooling
+from fundus_rt.converters.graphs.graph_layout import (
     cancels_above,
     drop_idle,
     join_transposes,
@@ -39,7 +39,7 @@ from fundus_rt.converters.graph_layout import (
     settle_expands,
     settle_reshapes,
 )
-from fundus_rt.converters.graph_values import carry_shapes, fold_constants
+from fundus_rt.converters.graphs.graph_values import carry_shapes, fold_constants
 
 __all__ = ["clean_graph", "constant_of", "initializers_by_name", "leanness", "new_initializer", "permutation"]
 

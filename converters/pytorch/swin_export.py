@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.swin_parts import Grid, SwinBlock, SwinParts, parts_of
+from fundus_rt.converters.pytorch.swin_parts import Grid, SwinBlock, SwinParts, parts_of
 
 
 def lean_swin(module: Any, input_size: Grid | None = None) -> Any:

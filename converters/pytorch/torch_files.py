@@ -14,7 +14,7 @@ from typing import Any
 
 from fundus_rt.converters.backends import require, require_torchvision, versions
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.torch_content import check_tensors, network_in, without_wrappers
+from fundus_rt.converters.pytorch.torch_content import check_tensors, network_in, without_wrappers
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
 DATA_CLASSES = (

@@ -16,8 +16,8 @@ from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.hdf5_links import refuse_links, tensor_shapes
-from fundus_rt.converters.keras_files import KNOWN_ACTIVATIONS, KNOWN_LAYERS
+from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes
+from fundus_rt.converters.tensorflow.keras_files import KNOWN_ACTIVATIONS, KNOWN_LAYERS
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
 WEIGHTS = "model.weights.h5"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_editor import GraphEditor, attribute, permutation
+from fundus_rt.converters.graphs.graph_editor import GraphEditor, attribute, permutation
 
 BATCHES = (1, 2, 67)
 """Batches that are carried through the graph: a number that is the same for all three does not follow the batch."""

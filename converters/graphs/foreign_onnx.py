@@ -120,8 +120,8 @@ class OnnxNetwork:
 
     def graph(self) -> Any:
         """The graph at an operator set that is shipped, the batch dynamic."""
-        from fundus_rt.converters.onnx_batch import any_batch
-        from fundus_rt.converters.onnx_upgrade import upgraded
+        from fundus_rt.converters.graphs.onnx_batch import any_batch
+        from fundus_rt.converters.graphs.onnx_upgrade import upgraded
 
         first, size = self.signature.channels_first, self.signature.size
         shape = (self.signature.batch or 1, *((3, *size) if first else (*size, 3)))

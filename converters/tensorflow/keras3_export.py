@@ -24,8 +24,8 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.keras3_files import WEIGHTS, walk_objects
-from fundus_rt.converters.keras_export import OPSET, garbage_collected_often, keras_answers
+from fundus_rt.converters.tensorflow.keras3_files import WEIGHTS, walk_objects
+from fundus_rt.converters.tensorflow.keras_export import OPSET, garbage_collected_often, keras_answers
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError
 
@@ -40,7 +40,7 @@ def identify_keras3(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     Raises:
         UnsupportedCheckpointError: as `identify_keras` of Keras 2 says, or channels first.
     """
-    from fundus_rt.converters.keras_families import identify_keras
+    from fundus_rt.converters.tensorflow.keras_families import identify_keras
 
     config = checkpoint.keras_config or {}
     for place, found in walk_objects(config):

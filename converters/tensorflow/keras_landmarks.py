@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.keras_config import Config, layer_name, layers_of, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import Config, layer_name, layers_of, settings_of, walk_layers
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.hdf5_links import refuse_links
-from fundus_rt.converters.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
-from fundus_rt.converters.keras_loading import stored_layers, stored_names, text_of
-from fundus_rt.converters.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
+from fundus_rt.converters.tensorflow.hdf5_links import refuse_links
+from fundus_rt.converters.tensorflow.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_loading import stored_layers, stored_names, text_of
+from fundus_rt.converters.tensorflow.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
 _IMAGE_LAYERS = """
@@ -69,7 +69,7 @@ def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpo
     group = file["model_weights"]
     version, notes = _origin(path, group, file)
     if version.startswith("3."):
-        from fundus_rt.converters.keras3_files import read_keras3_h5
+        from fundus_rt.converters.tensorflow.keras3_files import read_keras3_h5
 
         return read_keras3_h5(h5py, file, path, sha256, config, trust)
     if version.startswith("1.") or "nb_filter" in text:

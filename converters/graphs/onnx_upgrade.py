@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graph_cleaning import constant_of, initializers_by_name, new_initializer
+from fundus_rt.converters.graphs.graph_cleaning import constant_of, initializers_by_name, new_initializer
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPSETS = (17, 19)

@@ -13,9 +13,9 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_timm, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.own_factories import close_names, module_of_factory
-from fundus_rt.converters.torch_export import EXPORTER, TorchNetwork
-from fundus_rt.converters.torch_loading import account_of_itself, account_of_module, columns_of, load_exactly, names_in
+from fundus_rt.converters.pytorch.own_factories import close_names, module_of_factory
+from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
+from fundus_rt.converters.pytorch.torch_loading import account_of_itself, account_of_module, columns_of, load_exactly, names_in
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 
@@ -296,7 +296,7 @@ def _fingerprint(torch: Any, tensors: Any) -> tuple[int, int]:
 
 def _identify_swin_by_name(checkpoint: Checkpoint, card: ModelCard, title: str, module: Any, warnings: list[str]) -> Architecture:
     """A Swin Transformer that was named: read from its tensors in whichever layout, and held against the name."""
-    from fundus_rt.converters.swin import identify_swin
+    from fundus_rt.converters.pytorch.swin import identify_swin
 
     found = identify_swin(checkpoint, card, title if type(module).__name__ == "SwinTransformerV2" else None)
     own = sum(parameter.numel() for parameter in module.parameters())

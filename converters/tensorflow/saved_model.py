@@ -13,7 +13,7 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.saved_model_variables import accounted_variables
+from fundus_rt.converters.tensorflow.saved_model_variables import accounted_variables
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
@@ -131,8 +131,8 @@ class SavedModelNetwork:
 
     def graph(self) -> Any:
         """ONNX graph by tf2onnx, the batch dynamic."""
-        from fundus_rt.converters.keras3_export import onnx_from_tensorflow
-        from fundus_rt.converters.onnx_batch import any_batch
+        from fundus_rt.converters.graphs.onnx_batch import any_batch
+        from fundus_rt.converters.tensorflow.keras3_export import onnx_from_tensorflow
 
         batch, height, width = self.shape
         model = onnx_from_tensorflow(
@@ -142,7 +142,7 @@ class SavedModelNetwork:
 
     def close(self) -> None:
         """Forget the network."""
-        from fundus_rt.converters.keras_export import forget_keras
+        from fundus_rt.converters.tensorflow.keras_export import forget_keras
 
         self.loaded = self.function = None
         forget_keras()

@@ -14,8 +14,8 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.torch_export import EXPORTER, TorchNetwork
-from fundus_rt.converters.torch_loading import account_of_module, load_exactly, names_in
+from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
+from fundus_rt.converters.pytorch.torch_loading import account_of_module, load_exactly, names_in
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -69,7 +69,7 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     family, title = _family(bottleneck, blocks, groups, base)
     size = card.preprocessing.input_size
     if checkpoint.module is not None:
-        from fundus_rt.converters.named_networks import identify_module
+        from fundus_rt.converters.pytorch.named_networks import identify_module
 
         return replace(identify_module(checkpoint, card), family=family)
     channels = shapes[f"{before}conv1.weight"][1]

@@ -17,7 +17,7 @@ import numpy as np
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.keras_config import Config, layer_name, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import Config, layer_name, settings_of, walk_layers
 
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 """Deviation of ImageNet's channels on values 0 to 1, which Keras up to 2.15 stores as "variance"."""

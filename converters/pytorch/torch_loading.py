@@ -7,7 +7,7 @@ from typing import Any
 from fundus_rt.converters.architecture import LoadAccount, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.torch_content import plain_names
+from fundus_rt.converters.pytorch.torch_content import plain_names
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 COUNTER = "num_batches_tracked"

@@ -13,9 +13,9 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.swin_config import NAMES, Stated, missing_in_v2, stated_beside, stated_by_name
-from fundus_rt.converters.swin_export import lean_swin
-from fundus_rt.converters.swin_layouts import (
+from fundus_rt.converters.pytorch.swin_config import NAMES, Stated, missing_in_v2, stated_beside, stated_by_name
+from fundus_rt.converters.pytorch.swin_export import lean_swin
+from fundus_rt.converters.pytorch.swin_layouts import (
     BUFFERS,
     MICROSOFT,
     TIMM,
@@ -30,7 +30,7 @@ from fundus_rt.converters.swin_layouts import (
     stage_grid,
     windows_of,
 )
-from fundus_rt.converters.torch_export import EXPORTER, TorchNetwork
+from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import FundusRtError, UnsupportedCheckpointError
 

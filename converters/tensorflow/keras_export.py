@@ -1,7 +1,6 @@
 """A Keras 2 network through tf_keras: its reference answers, and its ONNX graph through tf2onnx.
 
-The file's own configuration is the network (see `fundus_rt.converters.keras_modern` for what is renamed in it): nothing is
-rebuilt from a family's name where the file says what it is. The weights are put in by name (`keras_loading`).
+The file's own configuration is the network (see `keras_modern` for what is renamed in it): nothing is rebuilt from a family's name where the file says what it is. The weights are put in by name (`keras_loading`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import numpy as np
 
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.keras_loading import load_weights
-from fundus_rt.converters.keras_modern import custom_layers, modernised
 from fundus_rt.converters.parity import REFERENCE_BATCH
+from fundus_rt.converters.tensorflow.keras_loading import load_weights
+from fundus_rt.converters.tensorflow.keras_modern import custom_layers, modernised
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPSET = 17

@@ -13,7 +13,7 @@ import re
 from typing import Any
 
 from fundus_rt.converters.backends import require_keras
-from fundus_rt.converters.keras_config import (
+from fundus_rt.converters.tensorflow.keras_config import (
     NETWORKS,
     Config,
     activation_of,

@@ -1,0 +1,1 @@
+"""ONNX graphs: cleaning, folding, and files of other exporters."""

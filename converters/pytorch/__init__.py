@@ -1,0 +1,1 @@
+"""Files of PyTorch: tensors, the networks that they belong to, and their export."""
