@@ -1,6 +1,7 @@
 """A Keras 2 network through tf_keras: its reference answers, and its ONNX graph through tf2onnx.
 
-The file's own configuration is the network (see `keras_modern` for what is renamed in it): nothing is rebuilt from a family's name where the file says what it is. The weights are put in by name (`keras_loading`).
+The file's own configuration is the network (see `keras_modern` for what is renamed in it): nothing is rebuilt from a family's
+name where the file says what it is. The weights are put in by name (`keras_loading`).
 """
 
 from __future__ import annotations
