@@ -23,7 +23,7 @@ from tests.test_onnx_from_checkpoint import convert, open_shipped
 h5py = pytest.importorskip("h5py")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("tf_keras")
-from fundus_rt.converters import keras3_export  # noqa: E402
+from fundus_rt.converters.tensorflow import keras3_export  # noqa: E402
 
 try:
     TENSORFLOW, KERAS = keras3_export.require_keras3()
