@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.benchmarks.conversion_case import IMAGENET, MINUS_ONE_TO_ONE, RAW
+from fundus_rt.benchmarks.lively import pictures, telling_head
 
 CAFFE = (1.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
 """Scale, mean and deviation of keras.applications' mode ``caffe``, in RGB."""
@@ -23,20 +24,6 @@ BRANCHES = ("project_bn", "project_BN", "_3_bn", "sepconv3_bn")
 """Last BatchNorm of a branch that is added to a shortcut, by its ending."""
 
 Config = dict[str, Any]
-
-
-def pictures(size: int, count: int = 12, seed: int = 1) -> np.ndarray:
-    """Float32 [count, size, size, 3], RGB, grey levels 0 to 255: coloured discs on black with a spot and curves, and noise."""
-    random = np.random.default_rng(seed)
-    down, across = np.mgrid[0:size, 0:size] / size - 0.5
-    found = []
-    for _ in range(count):
-        colour = np.array([180, 90, 40]) * random.uniform(0.5, 1.3, 3)
-        spot = np.exp(-((down - random.uniform(-0.2, 0.2)) ** 2 + (across - random.uniform(-0.3, 0.3)) ** 2) / 0.005)
-        curves = 30 * (np.sin(20 * across + random.uniform(0, 6)) > 0.9 * np.cos(9 * down))
-        picture = colour + (90 * spot - curves)[..., None] + random.normal(0, 12, (size, size, 3))
-        found.append(picture * (down**2 + across**2 < 0.23)[..., None])
-    return np.asarray(np.clip(np.stack(found), 0, 255).round(), np.float32)
 
 
 def backbone(application: str, size: int, seed: int = 0, **changes: Any) -> Any:
@@ -61,7 +48,7 @@ def with_head(base: Any, units: int, activation: str | None) -> Any:
 def lively_network(application: str, size: int, units: int, activation: str | None, seed: int = 0, **changes: Any) -> Any:
     """A network of keras.applications with a Dense head, its BatchNorm statistics and weights random but alive."""
     network = with_head(backbone(application, size, seed, **changes), units, activation)
-    enliven(network, prepared(application, pictures(size, seed=seed + 1)), seed)
+    enliven(network, prepared(application, pictures(size, 12, seed + 1)), seed)
     return network
 
 
@@ -80,7 +67,7 @@ def normalisation_of(application: str) -> tuple[float, tuple[float, float, float
     return CAFFE if application.startswith("ResNet") else MINUS_ONE_TO_ONE
 
 
-def enliven(network: Any, images: np.ndarray, seed: int = 0) -> None:
+def enliven(network: Any, images: np.ndarray, seed: int = 0, keras: Any = None) -> None:
     """Draw weights, and set every BatchNorm to the statistics that it really meets, moved a little at random.
 
     One forward pass in training mode with momentum 0 gives each BatchNorm the statistics of its input under the layers before
@@ -88,13 +75,14 @@ def enliven(network: Any, images: np.ndarray, seed: int = 0) -> None:
     factor, without which a deep random network is chaotic: rounding errors of 1e-7 grow to the size of the answer.
 
     Args:
-        network: a flat ``tf_keras`` model that ends with a Dense layer.
+        network: a flat model that ends with a Dense layer.
         images: as the network expects them.
         seed: of the random numbers.
+        keras: the module that made it; None: ``tf_keras``.
     """
     from fundus_rt.converters.backends import require_keras
 
-    _, keras = require_keras()
+    keras = keras or require_keras()[1]
     random = np.random.default_rng(seed)
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     dropouts = [layer for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
@@ -116,10 +104,7 @@ def enliven(network: Any, images: np.ndarray, seed: int = 0) -> None:
         set_norm(layer, gamma, beta, mean, variance)
     head = next(layer for layer in reversed(network.layers) if isinstance(layer, keras.layers.Dense))
     features = keras.Model(network.input, head.input).predict(images, batch_size=4, verbose=0)
-    _, _, axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
-    kernel = axes[: head.units].T  # where pictures differ most: along others, answers are differences of large numbers
-    kernel = kernel / np.std(features @ kernel, axis=0)  # logits of the pictures drawn here get a deviation of 1
-    head.set_weights([kernel, -np.mean(features @ kernel, axis=0)])
+    head.set_weights(list(telling_head(features, head.units)))
 
 
 def weights_of_norm(layer: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.benchmarks.conversion_case import IMAGENET, MINUS_ONE_TO_ONE, RAW, ConversionCase
+from fundus_rt.benchmarks.keras_networks import enliven
+from fundus_rt.benchmarks.lively import pictures, telling_head
 
 SMALL = 128
 """Input sizes below this, pixels, get a MobileNet of a quarter of the width, which is published too."""
@@ -38,54 +40,10 @@ def keras_network(keras: Any, name: str, size: int, columns: int, nested: bool =
         if isinstance(layer, keras.layers.Normalization):
             layer.set_weights([np.asarray(IMAGENET[1]), np.asarray(IMAGENET[2]), np.asarray(0)])
             layer.finalize_state()
-    _enliven(keras, network, levels if name.startswith("EfficientNet") else levels / 127.5 - 1.0, seed)
+    enliven(network, levels if name.startswith("EfficientNet") else levels / 127.5 - 1.0, seed, keras)
     if not nested:
         return network
     return keras.Sequential([base, pooling, dropout, head])
-
-
-def _enliven(keras: Any, network: Any, images: np.ndarray, seed: int) -> None:
-    """Give every BatchNormalization the statistics that it meets, and the head the directions in which pictures differ.
-
-    Without it activations die or explode with depth. Branches that are added to a shortcut get a small factor, without which
-    a deep random network is chaotic.
-    """
-    random = np.random.default_rng(seed)
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in norms:
-        layer.momentum = 0.0
-        gamma, beta, mean, variance = layer.get_weights()
-        branch = 0.1 if layer.name.endswith("project_bn") else 1.0
-        drawn = random.uniform(0.7, 1.3, gamma.shape) * branch, random.normal(0, 0.3, beta.shape)
-        layer.set_weights([*drawn, mean, variance])
-    inner = keras.Model(network.input, [layer.output for layer in norms])
-    inner(images, training=True)
-    for layer in norms:
-        layer.momentum = 0.99
-        gamma, beta, mean, variance = layer.get_weights()
-        layer.set_weights([gamma, beta, mean, np.maximum(variance, variance.mean()) * random.uniform(0.8, 1.25, mean.shape)])
-    features = keras.Model(network.input, network.layers[-2].input).predict(images, batch_size=2, verbose=0)
-    network.layers[-1].set_weights(list(_telling_head(features, network.layers[-1].units)))
-
-
-def _telling_head(features: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [features, columns] and bias with which the answers to these pictures have mean 0 and deviation 1."""
-    centred = features - features.mean(axis=0)
-    kernel = np.linalg.svd(centred, full_matrices=False)[2][:columns].T
-    kernel = kernel / np.std(features @ kernel, axis=0)
-    return kernel, -np.mean(features @ kernel, axis=0)
-
-
-def pictures(size: int, count: int, seed: int) -> np.ndarray:
-    """RGB grey levels [count, size, size, 3], float32: orange discs on black with dark waves, each of its own brightness."""
-    random = np.random.default_rng(seed)
-    down, across = np.mgrid[0:size, 0:size] / size - 0.5
-    made = np.zeros((count, size, size, 3))
-    for picture in made:
-        tone = np.array([180, 90, 40]) * random.uniform(0.4, 1.3, 3)
-        waves = 35 * np.sin(random.uniform(8, 25) * across + random.uniform(4, 15) * down + random.uniform(0, 6))
-        picture[:] = (tone + waves[..., None] + random.normal(0, 10, (size, size, 3))) * (down**2 + across**2 < 0.23)[..., None]
-    return made.clip(0, 255).astype(np.float32)
 
 
 def _trained(network: Any) -> Any:
@@ -148,7 +106,7 @@ def torch_network(name: str, size: int, columns: int, seed: int = 0) -> Any:
         for norm in norms:
             norm.running_var.clamp_(min=float(norm.running_var.mean()))
         features = network.forward_head(network.forward_features(images), pre_logits=True).numpy()
-        weight, bias = _telling_head(features, columns)
+        weight, bias = telling_head(features, columns)
         head = network.get_classifier()
         head.weight.copy_(torch.from_numpy(weight.T.copy()))
         head.bias.copy_(torch.from_numpy(bias))

@@ -23,11 +23,11 @@ from fundus_rt.benchmarks.keras_networks import (
     enliven,
     lively_network,
     normalisation_of,
-    pictures,
     save_keras,
     with_edited_config,
     with_head,
 )
+from fundus_rt.benchmarks.lively import pictures
 from fundus_rt.models.card import ModelCard
 
 

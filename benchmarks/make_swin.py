@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.benchmarks.conversion_case import ConversionCase
+from fundus_rt.benchmarks.lively import telling_head
+from fundus_rt.benchmarks.make_torch import images_of
 from fundus_rt.converters.backends import require, require_timm, require_torchvision
 
 SMALL = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
@@ -108,31 +110,14 @@ def enliven_head(network: Any, size: int, seed: int = 0) -> None:
     head = next(layer for layer in reversed(list(network.modules())) if isinstance(layer, torch.nn.Linear))
     features: list[Any] = []
     hook = head.register_forward_hook(lambda module, inputs, output: features.append(inputs[0].detach()))
-    for image in pictures(size, head.out_features + 3, seed):
+    for image in images_of(size, head.out_features + 3, seed):
         answers_of(network, image[None])
     hook.remove()
-    seen = torch.cat(features)
-    _, _, axes = torch.linalg.svd(seen - seen.mean(dim=0), full_matrices=False)
-    weight = axes[: head.out_features]
     mean, deviation = (55.0, 10.0) if head.out_features == 1 else (0.0, 1.0)
-    weight = weight * deviation / (seen @ weight.T).std(dim=0)[:, None]
+    weight, bias = telling_head(torch.cat(features).numpy(), head.out_features, mean, deviation)
     with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(mean - (seen @ weight.T).mean(dim=0))
-
-
-def pictures(size: int, count: int, seed: int) -> Any:
-    """Float32 [count, 3, size, size], normalised: discs of differing colours on black, with spots of their own and noise."""
-    random = np.random.default_rng(seed)
-    down, across = np.mgrid[0:size, 0:size] / size - 0.5
-    found = []
-    for _ in range(count):
-        place = random.uniform(-0.3, 0.3, 2)
-        spot = np.exp(-((down - place[0]) ** 2 + (across - place[1]) ** 2) / 0.005)
-        colour = np.array([0.7, 0.35, 0.15]) * random.uniform(0.5, 1.3, 3)
-        picture = colour[:, None, None] + 0.35 * spot + random.normal(0, 0.05, (3, size, size))
-        found.append((np.clip(picture, 0, 1) * (down**2 + across**2 < 0.23) - 0.45) / 0.225)
-    return require("torch").from_numpy(np.stack(found).astype(np.float32))
+        head.weight.copy_(torch.from_numpy(weight.T.copy()))
+        head.bias.copy_(torch.from_numpy(bias))
 
 
 def tensors_of(layout: str, network: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fundus_rt.benchmarks.conversion_case import IMAGENET, ConversionCase
+from fundus_rt.benchmarks.lively import pictures, telling_head
 
 RESIDUAL = ("resnet18", "resnet34", "resnet50")
 LAST_IN_BRANCH = {"resnet18": "bn2", "resnet34": "bn2", "resnet50": "bn3"}
@@ -64,21 +65,13 @@ def own_network(outputs: int = 5) -> Any:
     return Own()
 
 
-def pictures(size: int, count: int = 12, seed: int = 1) -> Any:
-    """Tensors float32 [count, 3, size, size], normalised: coloured discs on black with spots, and noise."""
+def images_of(size: int, count: int = 12, seed: int = 1) -> Any:
+    """Tensors float32 [count, 3, size, size], normalised as `IMAGENET` says, of pictures made without files."""
     import torch
 
-    random = torch.Generator().manual_seed(seed)
-    down, across = torch.meshgrid(torch.linspace(-0.5, 0.5, size), torch.linspace(-0.5, 0.5, size), indexing="ij")
-    found = []
-    for _ in range(count):
-        colour = torch.tensor([0.7, 0.35, 0.15]) * (0.5 + 0.8 * torch.rand(3, generator=random))
-        centre = (torch.rand(2, generator=random) - 0.5) * 0.6
-        spot = torch.exp(-((down - centre[0]) ** 2 + (across - centre[1]) ** 2) / 0.005)
-        picture = colour[:, None, None] + 0.3 * spot + 0.05 * torch.randn(3, size, size, generator=random)
-        found.append(picture * (down**2 + across**2 < 0.23))
-    scale, mean, std = (torch.tensor(values)[:, None, None] for values in ([1.0] * 3, *IMAGENET[1:]))
-    return (torch.stack(found).clamp(0, 1) * scale - mean) / std
+    scale, mean, std = IMAGENET
+    levels = pictures(size, count, seed) * scale
+    return torch.from_numpy(((levels - mean) / std).astype("float32").transpose(0, 3, 1, 2).copy())
 
 
 def enliven(network: Any, size: int, seed: int = 0) -> Any:
@@ -113,7 +106,7 @@ def enliven(network: Any, size: int, seed: int = 0) -> Any:
         network.eval()
         for part in norms:
             part.train()
-        shown = pictures(size)
+        shown = images_of(size)
         network(shown)
         for part, momentum in zip(norms, momenta, strict=True):
             part.momentum = momentum
@@ -130,13 +123,10 @@ def _set_last_layer(torch: Any, network: Any, shown: Any) -> None:
     hook = last.register_forward_pre_hook(lambda part, inputs: met.append(inputs[0].detach().reshape(len(shown), -1)))
     network(shown)
     hook.remove()
-    features = met[0]
-    _, _, axes = torch.linalg.svd(features - features.mean(dim=0), full_matrices=False)
-    kernel = axes[: last.out_features]
-    kernel = kernel / (features @ kernel.T).std(dim=0)[:, None]
-    last.weight.copy_(kernel)
+    kernel, bias = telling_head(met[0].numpy(), last.out_features)
+    last.weight.copy_(torch.from_numpy(kernel.T.copy()))
     if last.bias is not None:
-        last.bias.copy_(-(features @ kernel.T).mean(dim=0))
+        last.bias.copy_(torch.from_numpy(bias))
 
 
 def optimizer_state() -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fundus_rt.benchmarks.keras_networks import pictures, save_keras
+from fundus_rt.benchmarks.keras_networks import save_keras
+from fundus_rt.benchmarks.lively import pictures
 from fundus_rt.converters.backends import require_keras
 from fundus_rt.converters.checkpoint import read_checkpoint
 from fundus_rt.converters.tensorflow.keras_export import build_keras

@@ -15,6 +15,7 @@ import numpy as np
 
 from fundus_rt.benchmarks import make_swin
 from fundus_rt.benchmarks.keras_networks import lively_network, save_keras
+from fundus_rt.benchmarks.lively import pictures
 
 SWIN_SMALL = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 3, "img_size": 96}
 """At 96 pixels with windows of 3 the grids are 24, 12, 6 and 3: shifted windows in three stages and none in the last, the
@@ -121,17 +122,6 @@ def lambda_network(path: Path) -> Path:
 def photographs(size: int, count: int = 6, seed: int = 0) -> np.ndarray:
     """Frames [N, size, size, 3], uint8, BGR, that look like fundus photographs to a network.
 
-    An orange disc on black, each of another brightness and colour, with a bright spot and dark curves, and noise: enough
-    for answers to differ. Real photographs are used by the tests of the command line.
+    Real photographs are used by the tests of the command line.
     """
-    random = np.random.default_rng(seed)
-    down, across = np.mgrid[0:size, 0:size] / size - 0.5
-    frames = []
-    for _ in range(count):
-        colour = np.array([40, 90, 180]) * random.uniform(0.5, 1.3, 3)
-        spot = np.exp(-((down - random.uniform(-0.2, 0.2)) ** 2 + (across - random.uniform(-0.3, 0.3)) ** 2) / 0.005)
-        vessel = 30 * (np.sin(20 * across + random.uniform(0, 6)) > 0.9 * np.cos(9 * down))
-        picture = colour + (90 * spot - vessel)[..., None] + random.normal(0, 12, (size, size, 3))
-        picture *= (down**2 + across**2 < 0.23)[..., None]
-        frames.append(np.clip(picture, 0, 255).astype(np.uint8))
-    return np.stack(frames)
+    return np.ascontiguousarray(pictures(size, count, seed)[..., ::-1].astype(np.uint8))

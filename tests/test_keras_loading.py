@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fundus_rt.benchmarks.keras_networks import pictures
+from fundus_rt.benchmarks.lively import pictures
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint
 from fundus_rt.models.errors import UnsupportedCheckpointError

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fundus_rt.benchmarks.conversion_case import ConversionCase
-from fundus_rt.benchmarks.keras_networks import lively_network, pictures, prepared, with_edited_config
+from fundus_rt.benchmarks.keras_networks import lively_network, prepared, with_edited_config
+from fundus_rt.benchmarks.lively import pictures
 from fundus_rt.benchmarks.make_keras import CASES, lambdas_for_scaled_sums
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fundus_rt.benchmarks.keras_networks import lively_network, pictures, prepared
+from fundus_rt.benchmarks.keras_networks import lively_network, prepared
+from fundus_rt.benchmarks.lively import pictures
 from fundus_rt.benchmarks.make_keras import efficientnet_network, weights_only, weights_with_json
 from fundus_rt.converters.architecture import Architecture, identify_architecture
 from fundus_rt.converters.checkpoint import read_checkpoint

@@ -104,7 +104,7 @@ def assert_answers_as(network: Any, report: ConversionReport, size: int) -> None
 
 def assert_loaded_as(network: Any, architecture: Architecture, size: int) -> None:
     """The network as it is built from the file against the one that the file is of, before any export."""
-    images = make_torch.pictures(size, 4, seed=12)
+    images = make_torch.images_of(size, 4, seed=12)
     with torch.inference_mode():
         expected = network.eval()(images).numpy()
     assert np.ptp(expected, axis=0).max() > 0.1
