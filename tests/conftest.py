@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,3 +55,14 @@ def command(*arguments: object) -> list[str]:
 def environment() -> dict[str, str]:
     """The environment in which the working tree is found without being installed."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / ".typing"), "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: small products on many threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from tests import make_checkpoints as make
 
 torch = pytest.importorskip("torch")
 make.skip_without_timm()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def card_for(height: int, width: int | None = None) -> ModelCard:
@@ -30,15 +31,6 @@ def card_for(height: int, width: int | None = None) -> ModelCard:
 def identified(path: Path, state: dict[str, Any], card: ModelCard) -> tuple[Checkpoint, Architecture]:
     checkpoint = read_checkpoint(make.save_torch(path / "x.pth", state))
     return checkpoint, identify_architecture(checkpoint, card)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small products on many threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tests.swin_helpers import EACH, card_for, describe, identified, images_for,
 
 torch = pytest.importorskip("torch")
 make.skip_without_timm()
+pytestmark = pytest.mark.usefixtures("one_thread")
 TITLES = {
     "Microsoft": "layout of Microsoft and timm up to 0.6",
     "timm": "layout of timm from 0.9",
@@ -35,15 +36,6 @@ SIZES: dict[str, dict[str, Any]] = {
     "not square": {"img_size": (80, 48), **THREE_STAGES},
     "windows before fine-tuning": {"img_size": 96, **THREE_STAGES, "pretrained_window_sizes": (2, 2, 6)},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small products on many threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kind", SIZES)

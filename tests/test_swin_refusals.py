@@ -23,15 +23,7 @@ from tests.swin_helpers import EACH, card_for, describe, identified, images_for,
 
 torch = pytest.importorskip("torch")
 make.skip_without_timm()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small products on many threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def meta_checkpoint(tmp_path: Path, layout: str, build: Callable[[], Any]) -> Checkpoint:

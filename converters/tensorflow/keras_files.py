@@ -8,7 +8,7 @@ from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.tensorflow.hdf5_links import refuse_links
+from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes
 from fundus_rt.converters.tensorflow.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
 from fundus_rt.converters.tensorflow.keras_loading import stored_layers, stored_names, text_of
 from fundus_rt.converters.tensorflow.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
@@ -81,7 +81,7 @@ def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpo
     others = [key for key in file if key != "model_weights"]
     if others:
         notes.append(f"left aside: {', '.join(others)} (state of the training)")
-    shapes = _shapes(h5py, group)
+    shapes = tensor_shapes(h5py, group)
     return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
 
 
@@ -105,7 +105,7 @@ def _read_weights(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) ->
         refuse_code(path.with_name(beside), config, trust)
         notes.append(f"weights only: the network is the one of {beside} beside it")
     return Checkpoint(
-        path, sha256, "keras-h5-weights", "keras", _shapes(h5py, file), {}, config, version, tuple(notes), trust
+        path, sha256, "keras-h5-weights", "keras", tensor_shapes(h5py, file), {}, config, version, tuple(notes), trust
     )  # fmt: skip
 
 
@@ -160,17 +160,6 @@ def _joined(attributes: Any, key: str) -> str | None:
     while f"{key}{len(parts)}" in attributes:
         parts.append(text_of(attributes[f"{key}{len(parts)}"]))
     return "".join(parts) if parts else None
-
-
-def _shapes(h5py: Any, group: Any) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            shapes[name] = tuple(int(length) for length in item.shape)
-
-    group.visititems(collect)
-    return shapes
 
 
 def refuse_code(path: Path, config: Config, trust: bool) -> None:
