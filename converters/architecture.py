@@ -218,8 +218,15 @@ def account_for(
         sum(numbers_in(shape) for shape in expected.values()),
         unused,
     )
+    places: dict[str, list[str]] = {}
+    for name in names:
+        if name not in unused:
+            places.setdefault(names[name], []).append(name)
+    twice = [f"{' and '.join(found)} for {place}" for place, found in places.items() if len(found) > 1]
     listing = ""
-    for word, found in (("missing in the file", missing), ("left over", left_over), ("of another shape", misshapen)):
+    for word, found in (
+        ("missing in the file", missing), ("left over", left_over), ("of another shape", misshapen), ("in one place", twice),
+    ):  # fmt: skip
         if found:
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             listing += f"\n  {len(found)} {word}: {', '.join(found[:SHOWN])}{more}"

@@ -42,6 +42,10 @@ class Checkpoint:
     """Whether the caller allowed code from the file to be executed."""
     module: Any = field(default=None, repr=False)
     """The whole pickled module (`torch.nn.Module`, wrappers taken off) of a trusted file; None for all others."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the outputs, where the file itself states them."""
+    stated_architecture: str = ""
+    """What the file itself calls its network (``arch``, a training script's options); empty where it does not."""
 
     @property
     def parameters(self) -> int:

@@ -16,7 +16,7 @@ from fundus_rt.converters.backends import require, versions
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.conversion_report import ConversionReport, peak_memory, proof_warnings
 from fundus_rt.converters.original_preprocessing import Photograph, largest_level_difference, original_inputs
-from fundus_rt.converters.output_meaning import output_warnings, resolved_card, settled
+from fundus_rt.converters.output_meaning import output_warnings, require_logits, require_same_order, resolved_card, settled
 from fundus_rt.converters.parity import (
     OutputDifference,
     Reference,
@@ -28,7 +28,7 @@ from fundus_rt.converters.parity import (
 from fundus_rt.converters.shipping import embed_card, ship
 from fundus_rt.models.artifacts import atomic_path, sha256_of_file
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import ParityError, UsageError
+from fundus_rt.models.errors import FundusRtError, ParityError, UnsupportedCheckpointError, UsageError
 
 Progress = Callable[[str], None]
 Step = Callable[[str], AbstractContextManager[Any]]
@@ -76,11 +76,12 @@ def onnx_from_checkpoint(
         BackendUnavailableError: a package of the ``convert`` extra is missing.
     """
     say, during = progress or (lambda message: None), step or (lambda message: nullcontext())
-    output = Path(output)
+    output, given = Path(output), card
     _check_call(card, tensors, photographs, output)
     with during("Reading the checkpoint"):
         checkpoint = read_checkpoint(checkpoint_path, trust_pickle, progress)
         found = identify_architecture(checkpoint, card, architecture)
+        require_same_order(card, checkpoint)
         if found.activation is not None:
             card = resolved_card(card, found, checkpoint)
     say(f"{checkpoint.path.name} holds {found.description}")
@@ -90,12 +91,13 @@ def onnx_from_checkpoint(
     with during(f"Asking the original network about {len(tensors)} photographs"):
         reference = _reference(network, tensors, photographs, card, checkpoint.framework)
     with during(f"Exporting with {found.exporter}"):
-        model = network.graph()
+        model = _exported(network, checkpoint, found)
     network.close()
     del network
     gc.collect()
     found = settled(found, model, checkpoint)
     card = resolved_card(card, found, checkpoint)
+    require_logits(given, card, reference, checkpoint.path.name)
     card = dataclasses.replace(card, provenance=_provenance(checkpoint, found))
     path, file_sha256, notes = checkpoint.path, checkpoint.sha256, (*checkpoint.notes, *found.notes)
     del checkpoint
@@ -107,7 +109,7 @@ def onnx_from_checkpoint(
             sha256, size = sha256_of_file(temporary), temporary.stat().st_size
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error}); choose another place with -o") from error
-    warnings = (*found.warnings, *output_warnings(card, differences), *proof_warnings(card, differences))
+    warnings = (*found.warnings, *output_warnings(card, differences), *proof_warnings(card, differences, reference))
     return ConversionReport(
         output, sha256, size, path, file_sha256, found, notes, tuple(differences), warnings, card,
         len(model.graph.node), peak_memory(), reference,
@@ -129,6 +131,20 @@ def _check_call(card: ModelCard, tensors: np.ndarray, photographs: Sequence[Phot
         raise UsageError(f"{output} does not end in .onnx; give the output file such a name with -o")
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; create it, or choose another place with -o")
+
+
+def _exported(network: Network, checkpoint: Checkpoint, found: Architecture) -> Any:
+    """The network's graph; what an exporter cannot write is an answer, not a crash."""
+    try:
+        return network.graph()
+    except FundusRtError:
+        raise
+    except Exception as error:  # exporters raise classes of their own
+        text = " ".join(str(error).split())[:300]
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name} ({found.description}) cannot be exported with {found.exporter}: {type(error).__name__}: "
+            f"{text}. An operator that ONNX does not have can be replaced where the network is defined."
+        ) from error
 
 
 def _reference(

@@ -11,6 +11,9 @@ from fundus_rt.converters.output_meaning import output_notes
 from fundus_rt.converters.parity import OutputDifference, Reference
 from fundus_rt.models.card import ModelCard
 
+MOST_LEVELS = 1.01
+"""Difference of preprocessing, grey levels, that is not worth a warning: rounding to whole levels on one side."""
+
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -64,9 +67,14 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def proof_warnings(card: ModelCard, differences: list[OutputDifference]) -> tuple[str, ...]:
+def proof_warnings(card: ModelCard, differences: list[OutputDifference], reference: Reference) -> tuple[str, ...]:
     """What is weak about the proof, one sentence each."""
     found = []
+    if reference.levels > MOST_LEVELS:
+        found.append(
+            f"the preprocessing differs from the original's by up to {reference.levels:.3g} grey levels in single values; the "
+            f"answers are within the tolerance on these photographs, others may differ more"
+        )
     for difference in differences:
         if difference.photographs == 1:
             found.append(f"{difference.name} was compared on one photograph only: whether it tells pictures apart is not shown")

@@ -7,7 +7,7 @@ from typing import Any
 
 from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.parity import OutputDifference
+from fundus_rt.converters.parity import OutputDifference, Reference
 from fundus_rt.converters.shipping import activation_inside
 from fundus_rt.models.card import ModelCard, OutputSpec
 from fundus_rt.models.errors import UnsupportedCheckpointError
@@ -120,3 +120,42 @@ def output_warnings(card: ModelCard, differences: list[OutputDifference]) -> lis
                 f"probably standardised. Ask for its mean and deviation, and give them with --standardised MEAN,DEVIATION"
             )
     return found
+
+
+def require_logits(stated: ModelCard, card: ModelCard, reference: Reference, file: str) -> None:
+    """Refuse to apply an activation to numbers that already look like probabilities, unless the card says so itself.
+
+    Args:
+        stated: the card as it was given.
+        card: the same with its activation resolved.
+        reference: what the original answered.
+        file: name of the checkpoint, for the message.
+
+    Raises:
+        UnsupportedCheckpointError: every number lies between 0 and 1 and the given card leaves the activation open.
+    """
+    for given, output in zip(stated.outputs, card.outputs, strict=True):
+        numbers = reference.answers[output.name]
+        open_activation = given.activation is None and output.activation in ("sigmoid", "softmax")
+        if open_activation and len(numbers) > 1 and numbers.min() >= 0 and numbers.max() <= 1:
+            raise UnsupportedCheckpointError(
+                f"{file}: all numbers that the original gives for {output.name!r} lie between 0 and 1 ({numbers.min():.3g} to "
+                f"{numbers.max():.3g}), as probabilities do, though its graph does not end with {output.activation}. Applied "
+                f'twice it would be wrong. Say in the card which holds: "activation": "none" for probabilities, '
+                f'"{output.activation}" for logits.'
+            )
+
+
+def require_same_order(card: ModelCard, checkpoint: Checkpoint) -> None:
+    """Refuse a card whose labels are those that the file states, in another order.
+
+    Raises:
+        UnsupportedCheckpointError: with both orders.
+    """
+    for output in card.outputs:
+        own, stated = ([name.strip().lower() for name in names] for names in (output.labels, checkpoint.classes))
+        if sorted(own) == sorted(stated) and own != stated:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.path.name} states the classes {', '.join(checkpoint.classes)} in this order, the card "
+                f"{card.name!r} has {', '.join(output.labels)}. Give the order that holds with --labels, or in the card."
+            )

@@ -16,6 +16,9 @@ ShippedModel = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 REFERENCE_BATCH = 2
 """Photographs that a framework answers at once: bounds its peak memory."""
+RESOLUTION = 0.02
+"""Largest difference of the network alone, as a share of how far the photographs' own numbers lie apart. In float32, converted
+networks of a hundred layers stay below a thousandth."""
 BATCH_SIZES = (1, 2, 3)
 """Sizes in which the photographs are sent, in turn, so that a frozen batch dimension shows."""
 
@@ -35,19 +38,17 @@ class OutputDifference:
     """Largest value that the framework gave over the photographs."""
     tolerance: float
     photographs: int
+    spread: float
+    """How far the framework's answers for the photographs lie apart, in the column where they do so most: what the differences
+    are to be held against."""
     network_largest: float | None = None
     """Largest difference of the network alone, both sides given the same tensors; None where that is `largest` itself."""
-
-    @property
-    def spread(self) -> float:
-        """How far the photographs' own answers lie apart: what the differences are to be held against."""
-        return self.highest - self.lowest
 
     def __str__(self) -> str:
         return (
             f"{self.name}: largest difference {self.largest:.2g} {self.unit}, mean {self.mean:.2g}, 95th percentile "
             f"{self.percentile_95:.2g} (tolerance {self.tolerance:g}); the {self.photographs} photographs' answers run "
-            f"from {self.lowest:.4g} to {self.highest:.4g}"
+            f"from {self.lowest:.4g} to {self.highest:.4g}, at most {self.spread:.3g} apart in one column"
             + ("" if self.network_largest is None else f"; of the network alone {self.network_largest:.2g}")
         )
 
@@ -139,6 +140,7 @@ def compare_shipped(shipped: ShippedModel, frames: np.ndarray, reference: Refere
             problems.append(f"output {output.name!r} is {shape}, expected {expected.shape}")
             continue
         problems += _answer_problems(output, found, expected)
+        problems += _resolution_problems(output, found, reference.same_tensors[output.name])
         difference = _difference(output, found, expected, reference.same_tensors[output.name])
         if not difference.largest <= output.tolerance:
             problems.append(f"beyond the tolerance: {difference}\n    ({reference})")
@@ -192,8 +194,33 @@ def _difference(output: OutputSpec, found: np.ndarray, expected: np.ndarray, sam
         float(original.max()),
         output.tolerance,
         len(apart),
+        float(np.ptp(original, axis=0).max()),
         alone,
     )
+
+
+def _resolution_problems(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> list[str]:
+    """Whether the two sides' numbers, before any activation, agree far better than they differ between photographs.
+
+    Probabilities of a sure network all lie near 0 and 1, where a wrong network would lie too; its numbers before the activation
+    tell the photographs apart all the same. Columns that differ by no more than float32's rounding are left out.
+    """
+    if len(expected) < 2 or not np.isfinite(expected).all() or not np.isfinite(found).all():
+        return []
+    spread = np.ptp(expected.astype(np.float64), axis=0)
+    telling = spread > 1e-5 * np.abs(expected).max(axis=0)
+    if not telling.any():
+        return [
+            f"{output.name}: the original's numbers differ between the {len(expected)} photographs by rounding only, so nothing "
+            f"can be proved on them; give photographs that differ more"
+        ]
+    shares = np.abs(found.astype(np.float64) - expected).max(axis=0)[telling] / spread[telling]
+    if shares.max() <= RESOLUTION:
+        return []
+    return [
+        f"{output.name}: with the same tensors given to both, the numbers are apart by {100 * shares.max():.3g} % of what tells "
+        f"the photographs apart, more than {100 * RESOLUTION:g} %"
+    ]
 
 
 def _answer_problems(output: OutputSpec, found: np.ndarray, expected: np.ndarray) -> list[str]:

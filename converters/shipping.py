@@ -26,6 +26,10 @@ INPUT = "frames"
 RECEIPT = "receipt"
 PIXELS = "frames_float32"
 OPSETS = (17, 19)
+SEEN_THROUGH = frozenset(
+    ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Clip", "Dropout", "Slice", "Gather", "Split")
+)
+"""Operators behind an activation that leave its numbers what they are."""
 IR_VERSION = 9
 """Newest IR version that JetPack 6's runtimes read."""
 
@@ -64,15 +68,38 @@ def ship(model: Any, card: ModelCard) -> Any:
 def activation_inside(model: Any, output: str) -> str:
     """What a graph applies last before an output: ``sigmoid``, ``softmax`` or ``none``.
 
+    Operators behind it that only choose, order, join or bound numbers are seen through. One number chosen out of a softmax is a
+    probability of its own, as a sigmoid's.
+
     Args:
         model: an `onnx.ModelProto`.
         output: name of the output.
     """
     producers = {name: node for node in model.graph.node for name in node.output}
-    node = producers.get(output)
-    while node is not None and node.op_type in ("Identity", "Reshape", "Squeeze", "Flatten"):
-        node = producers.get(node.input[0])
-    return {"Sigmoid": "sigmoid", "Softmax": "softmax"}.get(node.op_type if node is not None else "", "none")
+    found, chosen = _activation_behind(producers, output)
+    return "sigmoid" if found == "softmax" and chosen and _width_of(model, output) == 1 else found
+
+
+def _activation_behind(producers: dict[str, Any], name: str) -> tuple[str, bool]:
+    """The activation that a tensor comes from, and whether a part of it was chosen on the way."""
+    chosen = False
+    while (node := producers.get(name)) is not None:
+        if node.op_type in ("Sigmoid", "Softmax"):
+            return str(node.op_type).lower(), chosen
+        if node.op_type == "Concat":
+            branches = {_activation_behind(producers, part)[0] for part in node.input}
+            return (branches.pop(), True) if len(branches) == 1 else ("none", chosen)
+        if node.op_type not in SEEN_THROUGH:
+            break
+        chosen |= node.op_type in ("Slice", "Gather", "Split")
+        name = node.input[0]
+    return "none", chosen
+
+
+def _width_of(model: Any, output: str) -> int:
+    """Columns of an output as the graph declares them; 0 where it does not."""
+    dims = [dim.dim_value for value in model.graph.output if value.name == output for dim in value.type.tensor_type.shape.dim]
+    return dims[-1] if dims else 0
 
 
 def embed_card(model: Any, card: ModelCard) -> None:

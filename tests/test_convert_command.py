@@ -101,8 +101,16 @@ def test_a_checkpoint_that_is_not_there_is_named(folder: Path) -> None:
 
 
 def test_a_standardised_target_is_no_matter_of_a_classifier(folder: Path) -> None:
-    done = run("convert", folder / "age.pth", "--card", "joir-sex-mobilenet", "--standardised", "48,15")
+    done = run("convert", folder / "age.pth", "--card", "joir-sex-mobilenet", "--labels", "assumed", "--standardised", "48,15")
     assert "has none; leave it out" in str(done.exception)
+
+
+@pytest.mark.parametrize("card", ["joir-sex-mobilenet", "diaret-resnet-50", "image-fundus-abnormality"])
+def test_an_order_of_classes_that_was_not_published_has_to_be_said(folder: Path, card: str) -> None:
+    done = run("convert", folder / "age.pth", "--card", card)
+    assert f"--labels '{','.join(load_card(card).outputs[0].labels)}'" in str(done.exception)
+    accepted = run("convert", folder / "age.pth", "--card", card, "--labels", "assumed", "--photographs", folder / "photographs")
+    assert "holds Swin" in str(accepted.exception) or "was built for another" in str(accepted.exception)
 
 
 def test_sixteen_bits_and_dicom_are_handed_over_as_they_were_decoded(folder: Path, tmp_path: Path) -> None:

@@ -40,6 +40,42 @@ def test_nested_and_partly_frozen_networks_are_loaded_by_name(tmp_path: Path, tr
     np.testing.assert_allclose(answers_of(path, images()), network.predict(images(), verbose=0), rtol=1e-5)
 
 
+def nested_of_equal_shapes() -> Any:
+    """Three convolutions of one shape in a nested network, with the names that Keras gives in its session."""
+    from fundus_rt.converters.backends import require_keras
+
+    module = require_keras()[1]
+    layers = module.layers
+    inner = module.Sequential([layers.Conv2D(3, 3, activation="tanh", input_shape=(16, 16, 3)), layers.Conv2D(3, 3)], name="base")
+    inner.add(layers.Conv2D(3, 3, activation="tanh"))
+    return module.Sequential([inner, layers.GlobalAveragePooling2D(name="pool"), layers.Dense(2, name="answer")])
+
+
+@pytest.mark.parametrize("damage", ["", "no order"])
+def test_frozen_layers_of_another_session_are_paired_by_number_not_by_place(tmp_path: Path, damage: str) -> None:
+    """Keras lists frozen weights last; three of equal shape would change places without a word."""
+    keras()
+    (tmp_path / "x.json").write_text(nested_of_equal_shapes().to_json(), encoding="utf-8")
+    network = shake(nested_of_equal_shapes())
+    network.layers[0].layers[1].trainable = False
+    path = tmp_path / "x.h5"
+    network.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        names = [text.decode() if isinstance(text, bytes) else text for text in file["base"].attrs["weight_names"]]
+        assert [name.split("/")[0] for name in names[::2]] == ["conv2d_3", "conv2d_5", "conv2d_4"]
+        if damage:
+            for group in (file["base"],):
+                group.move("conv2d_4", "conv2d_4_1")
+                group.attrs["weight_names"] = np.asarray([name.replace("conv2d_4", "conv2d_4_1") for name in names], dtype="S")
+    if damage:
+        with pytest.raises(UnsupportedCheckpointError, match="does not fit its network to the last weight"):
+            answers_of(path, images())
+        return
+    expected = network.predict(images(), verbose=0)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(answers_of(path, images()), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_the_order_of_layers_in_the_file_does_not_matter(tmp_path: Path) -> None:
     """Keras itself loads in order: it would exchange two layers of one shape without a word."""
     layers = keras().layers

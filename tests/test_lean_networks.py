@@ -139,7 +139,7 @@ def test_a_network_of_keras_with_separable_convolutions_and_padding() -> None:
     pytest.importorskip("tf_keras")
     from fundus_rt.converters.backends import require_keras
     from fundus_rt.converters.tensorflow.keras_export import onnx_from_keras
-    from tests.make_checkpoints import set_norm
+    from fundus_rt.benchmarks.keras_networks import set_norm
 
     _, keras = require_keras()
     layers = keras.layers

@@ -11,7 +11,13 @@ import pytest
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.output_meaning import output_notes, output_warnings, resolved_card
+from fundus_rt.converters.output_meaning import (
+    output_notes,
+    output_warnings,
+    require_logits,
+    require_same_order,
+    resolved_card,
+)  # fmt: skip
 from fundus_rt.converters.parity import OutputDifference, Reference, compare_shipped
 from fundus_rt.models.card import ModelCard, OutputSpec
 from fundus_rt.models.errors import ParityError, UnsupportedCheckpointError
@@ -86,7 +92,7 @@ def test_a_scaled_target_may_end_with_a_sigmoid_and_is_described() -> None:
 
 
 def difference(lowest: float, highest: float) -> OutputDifference:
-    return OutputDifference("answer", "years", 0.0, 0.0, 0.0, lowest, highest, 1e-3, 11)
+    return OutputDifference("answer", "years", 0.0, 0.0, 0.0, lowest, highest, 1e-3, 11, highest - lowest)
 
 
 @pytest.mark.parametrize(("lowest", "highest", "doubted"), [(-1.9, 2.1, True), (0.1, 0.9, True), (31.0, 74.0, False)])
@@ -117,3 +123,63 @@ def test_a_softmax_that_the_graph_does_not_show_is_found_by_its_sums() -> None:
     calls = [0, 1]
     explicit = dataclasses.replace(card, outputs=(dataclasses.replace(card.outputs[0], activation="none"),))
     assert compare_shipped(run, frames, Reference(answers, answers), explicit)[0].largest == 0
+
+
+def numbers(values: np.ndarray) -> Reference:
+    answers = {"answer": np.asarray(values, np.float32)}
+    return Reference(answers, answers)
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel"])
+def test_an_activation_is_not_applied_to_what_already_looks_like_probabilities(task: str) -> None:
+    columns = {"binary": 1}.get(task, LABELS[task])
+    given = card_for(task)
+    card = resolved_card(given, network(columns, "none"), CHECKPOINT)
+    random = np.random.default_rng(0)
+    likely = numbers(random.uniform(0.02, 0.9, (4, columns)))
+    with pytest.raises(UnsupportedCheckpointError, match='"activation": "none" for probabilities'):
+        require_logits(given, card, likely, "x.pth")
+    require_logits(given, card, numbers(random.normal(size=(4, columns)) - 1), "x.pth")
+    said = card_for(task, activation=card.outputs[0].activation)
+    require_logits(said, resolved_card(said, network(columns, "none"), CHECKPOINT), likely, "x.pth")
+
+
+def test_classes_that_the_file_states_in_another_order_are_refused() -> None:
+    stated = dataclasses.replace(CHECKPOINT, classes=("Class 1", "class 0"))
+    with pytest.raises(UnsupportedCheckpointError, match="--labels"):
+        require_same_order(card_for("binary"), stated)
+    require_same_order(card_for("binary"), dataclasses.replace(CHECKPOINT, classes=("class 0", "Class 1")))
+    require_same_order(card_for("binary"), dataclasses.replace(CHECKPOINT, classes=("healthy", "ill")))
+    require_same_order(card_for("binary"), CHECKPOINT)
+
+
+def test_a_sure_network_is_held_against_its_numbers_before_the_activation() -> None:
+    """Probabilities within 1e-20 of 0 and 1 pass any tolerance; the numbers that they are made of do not."""
+    card = resolved_card(card_for("binary"), network(2, "none"), CHECKPOINT)
+    frames = np.zeros((3, 4, 4, 3), np.uint8)
+    sure = np.asarray([[60.0, 0.0], [61.5, 0.3], [63.0, -0.4]], np.float32)
+    receipt = np.zeros((3, 4), np.float32)
+
+    def run_as(answers: np.ndarray) -> Any:
+        rows = iter(np.split(np.arange(3), [1]))
+        return lambda batch: {"answer": answers[found], "receipt": receipt[found]} if len(found := next(rows)) else {}
+
+    assert compare_shipped(run_as(sure), frames, numbers(sure), card)[0].largest < 1e-9
+    with pytest.raises(ParityError, match="of what tells the photographs apart"):
+        compare_shipped(run_as(sure[::-1].copy()), frames, numbers(sure), card)
+    constant = sure + np.asarray([[0.0], [1e-5], [2e-5]], np.float32) - (sure - sure[0])
+    with pytest.raises(ParityError, match=r"rounding only|for each of the"):
+        compare_shipped(run_as(constant), frames, numbers(constant), card)
+
+
+def test_the_spread_is_that_of_photographs_not_of_columns() -> None:
+    card = resolved_card(card_for("binary"), network(2, "softmax"), CHECKPOINT)
+    rows = np.asarray([[0.98, 0.02], [0.97, 0.03]], np.float32)
+    run = {1: rows[:1], 2: rows[1:]}
+    calls = iter((1, 2))
+    answered = compare_shipped(
+        lambda batch: {"answer": run[next(calls)], "receipt": np.zeros((1, 4), np.float32)},
+        np.zeros((2, 4, 4, 3), np.uint8), numbers(rows), card,
+    )[0]  # fmt: skip
+    assert answered.spread == pytest.approx(0.01, abs=1e-6)
+    assert (answered.lowest, answered.highest) == (pytest.approx(0.02), pytest.approx(0.98))

@@ -178,5 +178,5 @@ def test_another_network_is_not_taken_for_a_swin(tmp_path: Path, network: Any) -
 
 def test_a_swin_is_refused_by_a_card_of_another_family(tmp_path: Path, network: Any) -> None:
     card = dataclasses.replace(card_for(96), name="other", families=("resnet-50",))
-    with pytest.raises(UnsupportedCheckpointError, match=r"holds Swin .* the card 'other' expects resnet-50"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"holds Swin .* The card 'other' expects resnet-50"):
         identified(tmp_path, make.swin_new_layout(network), card)

@@ -8,17 +8,20 @@ microsoft/Swin-Transformer, huggingface/pytorch-image-models, pytorch/vision and
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.swin_config import NAMES, Stated, missing_in_v2, stated_beside, stated_by_name
+from fundus_rt.converters.pytorch.swin_config import NAMES, PUBLISHED_V2, Stated, missing_in_v2, stated_beside, stated_by_name
 from fundus_rt.converters.pytorch.swin_export import lean_swin
 from fundus_rt.converters.pytorch.swin_layouts import (
     BUFFERS,
     MICROSOFT,
     TIMM,
+    TORCHVISION,
     TRANSFORMERS,
     Layout,
     Shapes,
@@ -30,7 +33,9 @@ from fundus_rt.converters.pytorch.swin_layouts import (
     stage_grid,
     windows_of,
 )
+from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
+from fundus_rt.converters.pytorch.torch_loading import check_numbers
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import FundusRtError, UnsupportedCheckpointError
 
@@ -40,7 +45,9 @@ def looks_like_swin(shapes: Shapes) -> bool:
     return layout_of(shapes) is not None
 
 
-def identify_swin(checkpoint: Checkpoint, card: ModelCard, variant: str | None = None) -> Architecture:
+def identify_swin(
+    checkpoint: Checkpoint, card: ModelCard, variant: str | None = None, options: Mapping[str, Any] | None = None
+) -> Architecture:
     """Read a Swin Transformer's hyperparameters from its tensors.
 
     Embedding width, patch, depths, heads, windows, MLP widths, number of outputs; the input size from ``attn_mask`` where
@@ -51,41 +58,55 @@ def identify_swin(checkpoint: Checkpoint, card: ModelCard, variant: str | None =
         checkpoint: as `read_checkpoint` gives it.
         card: what is expected: the input size.
         variant: timm's name of a published v2 network, where the caller says which it is.
+        options: arguments of that network, see `OPTIONS_OF_V2`.
+
+    A whole pickled module whose head the tensors do not explain answers itself, and its own graph is exported.
 
     Raises:
         UnsupportedCheckpointError: a replaced head whose meaning the tensors do not show, windows that nothing tells,
-            another input size than the file was built for, tensors missing or left over.
+            another input size than the file was built for, tensors missing or left over, no finite numbers.
         BackendUnavailableError: the layout's library is missing.
     """
     file, layout = checkpoint.path.name, layout_of(checkpoint.shapes)
     if layout is None:
         raise UnsupportedCheckpointError(f"{file} holds no Swin Transformer in the names of timm, torchvision or transformers")
+    try:
+        checkpoint, of_head = _with_plain_head(checkpoint, layout)
+    except UnsupportedCheckpointError:
+        if checkpoint.module is None:
+            raise
+        from fundus_rt.converters.pytorch.named_networks import identify_module
+
+        return replace(identify_module(checkpoint, card), family="swin")
     names = {name: layout.file_name(name) for name in checkpoint.shapes}
     if len(set(names.values())) < len(names):
         raise UnsupportedCheckpointError(f"{file} holds two tensors for one place: names of two releases are mixed in it")
     shapes = {new: checkpoint.shapes[old] for old, new in names.items()}
     values = {new: checkpoint.state[old] for old, new in names.items() if old in checkpoint.state}
-    _check_head(shapes, file, layout)
     version = 2 if any("cpb_mlp." in name or "continuous_position_bias_mlp." in name for name in shapes) else 1
-    stated = stated_by_name(variant) if variant else None
-    if stated is None and (layout is TRANSFORMERS or (version == 2 and not _tells_offsets(shapes))):
-        stated = stated_beside(checkpoint.path, version, layout.package)
-    sizes = _sizes(shapes, values, file, layout, version, stated, card)
+    stated = stated_by_name(variant, options) if variant else None
+    if stated is None and layout is not TORCHVISION:
+        needed = layout is TRANSFORMERS or (version == 2 and not _tells_offsets(shapes))
+        stated = stated_beside(checkpoint.path, version, layout.package, needed)
+    _check_stated_size(stated, card)
+    sizes = _sizes(shapes, values, checkpoint, layout, version, stated, card)
     network = _on_no_memory(layout, sizes, file)
     expected = {layout.network_name(name): shape for name, shape in network.items() if not name.endswith(BUFFERS)}
     buffers = {name: new for name, new in names.items() if new.endswith(BUFFERS)}
     unused = {name: f"{name.rpartition('.')[2]}, a buffer that the network computes itself" for name in buffers}
     account = account_for(checkpoint, {old: new for old, new in names.items() if old not in unused}, expected, unused)
+    check_numbers(checkpoint, [name for name in names if name not in unused])
 
     def build() -> Network:
         module = build_swin(checkpoint, layout, sizes, account)
         original = _answering_with_logits(module) if layout is TRANSFORMERS else module
         return TorchNetwork(original, sizes.input_size, lean_swin(module, sizes.input_size))
 
-    return Architecture(
+    found = Architecture(
         "swin", _in_words(sizes, layout, shapes), sizes.input_size, sizes.columns, "none", account, build, EXPORTER,
-        ("torch", layout.package), _notes(stated, layout), _warnings(sizes, layout, stated),
+        ("torch", layout.package), _notes(stated, layout), (*of_head, *_warnings(sizes, layout, stated)),
     )  # fmt: skip
+    return held_against_statements(checkpoint, card, found)
 
 
 def build_swin(checkpoint: Checkpoint, layout: Layout, sizes: SwinSizes, account: LoadAccount) -> Any:
@@ -156,8 +177,15 @@ def _on_no_memory(layout: Layout, sizes: SwinSizes, file: str) -> dict[str, tupl
 
 
 def _sizes(
-    shapes: Shapes, values: dict[str, Any], file: str, layout: Layout, version: int, stated: Stated | None, card: ModelCard
+    shapes: Shapes,
+    values: dict[str, Any],
+    checkpoint: Checkpoint,
+    layout: Layout,
+    version: int,
+    stated: Stated | None,
+    card: ModelCard,
 ) -> SwinSizes:
+    file = checkpoint.path.name
     embed, channels, patch, _ = shapes[f"{layout.stem}.weight"]
     if channels != 3:
         raise UnsupportedCheckpointError(f"{file} holds a Swin Transformer for {channels} channels, expected 3 (colour)")
@@ -172,7 +200,8 @@ def _sizes(
     if windows is None or pretrained is None:
         if stated is None or stated.window is None or stated.pretrained is None:
             known = windows[0] if windows else None
-            raise UnsupportedCheckpointError(missing_in_v2(file, layout.package, (embed, depths), known, size))
+            said = stated_title(checkpoint)[0]
+            raise UnsupportedCheckpointError(missing_in_v2(file, layout.package, (embed, depths), known, size, said))
         windows = windows or (stated.window,) * len(depths)
         pretrained = pretrained or stated.pretrained
     if stated and stated.window and min(stated.window, *stage_grid(size, patch, 0)) != windows[0]:
@@ -228,6 +257,51 @@ def _check_merging(shapes: Shapes, file: str, layout: Layout, stages: int) -> No
             f"{file}: patch merging at stages {found} of {stages}; expected {list(range(stages - 1))} (Microsoft, old timm) or "
             f"{list(range(1, stages))} (new timm)"
         )
+
+
+def _with_plain_head(checkpoint: Checkpoint, layout: Layout) -> tuple[Checkpoint, tuple[str, ...]]:
+    """A checkpoint whose head is one linear layer, and what is taken for granted of an entry without tensors before it.
+
+    Raises:
+        UnsupportedCheckpointError: another head, or none.
+    """
+    shapes = {layout.file_name(name): shape for name, shape in checkpoint.shapes.items()}
+    after = f"{layout.head}.1"
+    inside = [name for name in shapes if name.startswith(f"{layout.head}.")]
+    alone = len(shapes.get(f"{after}.weight", ())) == 2 and all(name.startswith(f"{after}.") for name in inside)
+    if not alone or checkpoint.module is not None:
+        _check_head(shapes, checkpoint.path.name, layout)
+        return checkpoint, ()
+
+    def plain(name: str) -> str:
+        inner = layout.file_name(name)
+        return inner.replace(f"{after}.", f"{layout.head}.") if inner.startswith(f"{after}.") else name
+
+    renamed = replace(
+        checkpoint,
+        shapes={plain(name): shape for name, shape in checkpoint.shapes.items()},
+        state={plain(name): tensor for name, tensor in checkpoint.state.items()},
+    )
+    _check_head({layout.file_name(name): shape for name, shape in renamed.shapes.items()}, checkpoint.path.name, layout)
+    return renamed, (
+        f"The head has an entry without tensors before its linear layer ({layout.head}.0): taken as dropout or flattening, which "
+        f"leave the averaged features as they are; an activation there would change every answer, and no tensor would show it.",
+    )
+
+
+def _check_stated_size(stated: Stated | None, card: ModelCard) -> None:
+    """The size that a name or a configuration says has to be the one that the card prepares."""
+    size = card.preprocessing.input_size
+    if stated is None or stated.input_size in (None, size):
+        return
+    height, width = stated.input_size or size
+    advice = f"Use a card with preprocessing.input_size [{height}, {width}]"
+    if stated.source.removeprefix("timm/").partition(".")[0] in PUBLISHED_V2:
+        chosen = size[0] if size[0] == size[1] else f"[{size[0]},{size[1]}]"
+        advice += f", or, if the network was fine-tuned at the card's size, say so: --architecture {stated.source}?img_size={chosen}"
+    raise UnsupportedCheckpointError(
+        f"{stated.source} says {height} x {width} pixels, but the card {card.name!r} prepares {size[0]} x {size[1]}. {advice}."
+    )
 
 
 def _check_head(shapes: Shapes, file: str, layout: Layout) -> None:
@@ -295,6 +369,7 @@ def _notes(stated: Stated | None, layout: Layout) -> tuple[str, ...]:
     if stated is None:
         return ()
     window = f"windows of {stated.window}, " if stated.window else ""
+    window += f"{stated.input_size[0]} x {stated.input_size[1]} pixels, " if stated.input_size and not window else ""
     if any(stated.pretrained or ()):
         window += f"before fine-tuning {'-'.join(map(str, stated.pretrained or ()))}, "
     if layout is TRANSFORMERS:

@@ -22,6 +22,8 @@ and no Shape, Gather or Mod left in the graph.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -94,7 +96,7 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int]) -> Any:
     torch, onnx = require("torch"), require("onnx")
     example = torch.zeros(2, 3, *input_size)
     buffer = io.BytesIO()
-    with quiet_tracing(), torch.inference_mode():
+    with quiet_tracing(), torch.inference_mode(), _pooling_as_products(torch):
         torch.onnx.export(
             network,
             (example,),
@@ -106,3 +108,35 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int]) -> Any:
             dynamic_axes={"images": {0: "N"}, "answers": {0: "N"}},
         )
     return onnx.load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _pooling_as_products(torch: Any) -> Iterator[None]:
+    """Trace adaptive average pooling as two matrix products where its output does not divide its input.
+
+    ONNX has no such operator. Bin i of n over a side of L averages the positions from floor(i L / n) to ceil((i + 1) L / n), as
+    torch documents for `AdaptiveAvgPool2d`.
+    """
+    functional = torch.nn.functional
+    original = functional.adaptive_avg_pool2d
+
+    def bins(length: int, count: int) -> Any:
+        matrix = torch.zeros(count, length)
+        for index in range(count):
+            start, end = index * length // count, -(-(index + 1) * length // count)
+            matrix[index, start:end] = 1 / (end - start)
+        return matrix
+
+    def pooled(images: Any, size: Any) -> Any:
+        wanted = [size, size] if isinstance(size, int) else list(size)
+        given = [int(length) for length in images.shape[-2:]]
+        height, width = (length if count is None else count for length, count in zip(given, wanted, strict=True))
+        if given[0] % height == 0 and given[1] % width == 0:
+            return original(images, size)
+        return bins(given[0], height) @ images @ bins(given[1], width).T
+
+    functional.adaptive_avg_pool2d = pooled
+    try:
+        yield
+    finally:
+        functional.adaptive_avg_pool2d = original

@@ -43,7 +43,7 @@ def account_of_module(
         unused: tensors of the file that are known not to be used, with the reason.
 
     Raises:
-        UnsupportedCheckpointError: tensors missing, left over or of another shape; a part of a quantized network.
+        UnsupportedCheckpointError: tensors missing, left over or of another shape; a part of a quantized network; NaN.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     given = set(names.values())
@@ -60,17 +60,34 @@ def account_of_module(
             unused[name] = "auxiliary classifier, which answers in training only"
     account = account_for(checkpoint, {k: v for k, v in names.items() if k not in unused}, expected, unused)
     own = module.state_dict()
-    whole = [
-        f"{name} ({str(checkpoint.state[name].dtype).removeprefix('torch.')})"
-        for name in names
-        if name not in unused and own[names[name]].is_floating_point() and not checkpoint.state[name].is_floating_point()
-    ]
-    if whole:
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name}: {len(whole)} weights are whole numbers, so the network was quantized: "
-            f"{', '.join(whole[:4])}. Ask for the float network."
-        )
+    check_numbers(checkpoint, [name for name in names if name not in unused and own[names[name]].is_floating_point()])
     return account
+
+
+def check_numbers(checkpoint: Checkpoint, names: list[str]) -> None:
+    """See that tensors which a network computes with are finite floating-point numbers.
+
+    Args:
+        checkpoint: the file; one that is known by its shapes alone passes.
+        names: those of its tensors whose place in the network is of a floating-point type.
+
+    Raises:
+        UnsupportedCheckpointError: whole numbers, of a part of a quantized network; NaN or infinity.
+    """
+    torch = require("torch")
+    tensors = {name: checkpoint.state[name] for name in names if name in checkpoint.state}
+    kinds = {name: str(one.dtype).removeprefix("torch.") for name, one in tensors.items() if not one.is_floating_point()}
+    if kinds:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {len(kinds)} weights are whole numbers, so the network was quantized: "
+            f"{', '.join(f'{name} ({kind})' for name, kind in list(kinds.items())[:4])}. Ask for the float network."
+        )
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.path.name}: {name} {list(tensor.shape)} holds NaN or infinity; the training diverged or the "
+                f"file is damaged. Ask for the file that was evaluated."
+            )
 
 
 def account_of_itself(module: Any) -> LoadAccount:
@@ -93,16 +110,10 @@ def load_exactly(checkpoint: Checkpoint, module: Any, names: dict[str, str], acc
         The module, float32, in evaluation mode.
 
     Raises:
-        UnsupportedCheckpointError: a tensor that is not finite, or that the module changed while loading.
+        UnsupportedCheckpointError: a tensor that the module changed while loading.
     """
     torch = require("torch")
     state = {names[name]: checkpoint.state[name] for name in names if name not in account.unused}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.path.name}: {name} {list(tensor.shape)} holds NaN or infinity; the training diverged or the "
-                f"file is damaged. Ask for the file that was evaluated."
-            )
     module = module.float()
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
@@ -119,7 +130,7 @@ def load_exactly(checkpoint: Checkpoint, module: Any, names: dict[str, str], acc
 
 
 def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int], network: str) -> int:
-    """How many numbers per picture a module answers with, tried on pictures of zeros and of noise.
+    """How many numbers per picture a module answers with, tried on two pictures, of zeros and of noise, and on one alone.
 
     Args:
         checkpoint: the file, for messages.
@@ -133,21 +144,11 @@ def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int],
     """
     torch = require("torch")
     module = module.float().eval()
-    shape = f"[2, 3, {input_size[0]}, {input_size[1]}]"
     pictures = torch.zeros(2, 3, *input_size)
     pictures[1] = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.inference_mode():
-            answer, again = module(pictures), module(pictures)
-    except Exception as error:  # whatever the network's own code raises
-        text = " ".join(str(error).split())[:240]
-        raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name}: {network} does not run on pictures {shape} ({type(error).__name__}: {text}). Check the "
-            f"card's preprocessing.input_size; a pickled module may need the versions that it was saved with."
-        ) from error
-    problem = _problem_of_answer(torch, answer)
-    if problem:
-        raise UnsupportedCheckpointError(f"{checkpoint.path.name}: {network} answers pictures {shape} with {problem}")
+    answer = _row_per_picture(torch, checkpoint, module, pictures, network)
+    again = _row_per_picture(torch, checkpoint, module, pictures, network)
+    _row_per_picture(torch, checkpoint, module, pictures[1:], network)
     if not torch.equal(torch.nan_to_num(answer), torch.nan_to_num(again)):
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name}: {network} answers the same picture differently each time: it draws random numbers in "
@@ -156,8 +157,31 @@ def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int],
     return int(answer.shape[1])
 
 
-def _problem_of_answer(torch: Any, answer: Any) -> str:
-    """What is wrong with an answer to two pictures, and what to do; empty when it is [2, columns]."""
+def _row_per_picture(torch: Any, checkpoint: Checkpoint, module: Any, pictures: Any, network: str) -> Any:
+    """A module's answer [N, columns] to pictures [N, 3, H, W].
+
+    Raises:
+        UnsupportedCheckpointError: it does not run on them, or answers with something else.
+    """
+    try:
+        with torch.inference_mode():
+            answer = module(pictures)
+    except Exception as error:  # whatever the network's own code raises
+        text = " ".join(str(error).split())[:240]
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {network} does not run on pictures {list(pictures.shape)} ({type(error).__name__}: {text}). "
+            f"Check the card's preprocessing.input_size; a pickled module may need the versions that it was saved with."
+        ) from error
+    problem = _problem_of_answer(torch, answer, len(pictures))
+    if problem:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {network} answers pictures {list(pictures.shape)} with {problem}"
+        )
+    return answer
+
+
+def _problem_of_answer(torch: Any, answer: Any, rows: int) -> str:
+    """What is wrong with an answer to so many pictures, and what to do; empty when it is [rows, columns]."""
     wrap = "Write a function that wraps the network so that it answers [N, columns], and name it with --architecture"
     if isinstance(answer, dict):
         return f"a {type(answer).__name__} of {', '.join(map(str, list(answer)[:6]))}; expected one tensor [N, columns]. {wrap}."
@@ -172,7 +196,12 @@ def _problem_of_answer(torch: Any, answer: Any) -> str:
             f"a map {shape}, four dimensions; expected [N, columns]. Either its pooling was left out when the head was "
             f"replaced, or it is a segmentation network, which answers for every pixel and is not supported"
         )
-    if answer.ndim != 2 or shape[0] != 2:
+    if answer.ndim < 2 and rows == 1:
+        return (
+            f"a tensor {shape}, though two pictures are answered with two dimensions: it takes off every dimension of length 1 "
+            f"(.squeeze() without a number), so one picture alone has no row. {wrap}."
+        )
+    if answer.ndim != 2 or shape[0] != rows:
         return f"a tensor {shape}; expected two dimensions, [N, columns], one row for each picture. {wrap}."
     if not answer.is_floating_point():
         return f"whole numbers ({str(answer.dtype).removeprefix('torch.')}): a class is chosen inside. {wrap}."

@@ -8,7 +8,7 @@ whatever is left over on either side is an error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,21 @@ def without_number(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
 
+def _order_of_numbers(names: Iterable[str]) -> list[str]:
+    """Kinds of the layers and their places, sorted by running number; equal for two sessions that made the same network."""
+    kinds: dict[str, list[tuple[int, int]]] = {}
+    for place, name in enumerate(names):
+        number = re.search(r"_(\d+)$", name)
+        kinds.setdefault(without_number(name), []).append((int(number.group(1)) if number else 0, place))
+    return [f"{kind} {place}" for kind, found in kinds.items() for _, place in sorted(found)]
+
+
 def load_weights(network: Any, group: Any, path: Path) -> None:
     """Put every weight of the file into a network.
 
     Layers are paired by name. Where the file's names are not the network's, they are paired in order, and names may differ
-    in Keras' running numbers only (``conv2d_7`` and ``conv2d_101``). Inside a layer or a nested network each weight is paired
-    by its own name, and running numbers may differ there too.
+    in Keras' running numbers only (``conv2d_7`` and ``conv2d_101``), which have to give the same order. Inside a layer or a
+    nested network each weight is paired by its own name; where running numbers differ there, by ascending number.
 
     Args:
         network: a ``tf_keras`` model.
@@ -76,7 +85,8 @@ def load_weights(network: Any, group: Any, path: Path) -> None:
     missing, left = [name for name in layers if name not in stored], [name for name in stored if name not in layers]
     if missing or left:
         in_order = list(zip(stored, layers, strict=False))
-        if len(stored) != len(layers) or any(without_number(old) != without_number(new) for old, new in in_order):
+        fitting = len(stored) == len(layers) and all(without_number(old) == without_number(new) for old, new in in_order)
+        if not fitting or _order_of_numbers(stored) != _order_of_numbers(layers):
             raise _unfit(path, [f"layer {name!r}" for name in missing], [f"layer {name!r}" for name in left])
         pairs = [(name, layers[new]) for name, new in in_order]
     else:
@@ -121,12 +131,13 @@ def _paired(layer: Any, stored: list[str], name: str, path: Path) -> Iterator[tu
         given = {simplify(weight): weight for weight in stored}
         if len(wanted) == len(variables) and len(given) == len(stored) and set(wanted) == set(given):
             return ((given[key], wanted[key]) for key in given)
-    if len(stored) == len(variables):
-        in_order = list(zip(stored, variables, strict=True))
-        if all(_unnumbered(weight) == _unnumbered(variable.name) for weight, variable in in_order):
-            return iter(in_order)
-        if not hasattr(layer, "layers") and all(_kind(weight) == _kind(variable.name) for weight, variable in in_order):
-            return iter(in_order)
+    kinds, wanted_kinds = {_kind(weight): weight for weight in stored}, {_kind(weight.name): weight for weight in variables}
+    alone = len(kinds) == len(stored) == len(variables) and set(kinds) == set(wanted_kinds)
+    if alone and not hasattr(layer, "layers"):
+        return ((weight, wanted_kinds[kind]) for kind, weight in kinds.items())
+    numbered = _by_number(stored, {variable.name: variable for variable in variables})
+    if numbered is not None and len(numbered) == len(variables):
+        return iter(numbered)
     taken = {_unnumbered(weight) for weight in stored}
     needed = {_unnumbered(variable.name) for variable in variables}
     raise _unfit(
@@ -134,6 +145,43 @@ def _paired(layer: Any, stored: list[str], name: str, path: Path) -> Iterator[tu
         [f"{name}/{variable.name}" for variable in variables if _unnumbered(variable.name) not in taken],
         [f"{name}/{weight}" for weight in stored if _unnumbered(weight) not in needed],
     )
+
+
+def _by_number(stored: list[str], variables: dict[str, Any]) -> list[tuple[str, Any]] | None:
+    """Weights with variables of a nested network whose layers have other running numbers; None where that is not certain.
+
+    Keras counts layers of one kind as they are made, so the first of the file is the first of the network. The places in
+    the two lists say nothing: Keras lists the weights of frozen layers last.
+    """
+    given, wanted = _numbered_layers(stored), _numbered_layers(list(variables))
+    if given is None or wanted is None or set(given) != set(wanted):
+        return None
+    pairs: list[tuple[str, Any]] = []
+    for kind, layers in given.items():
+        if len(layers) != len(wanted[kind]):
+            return None
+        for old, new in zip(layers, wanted[kind], strict=True):
+            if set(old) != set(new):
+                return None
+            pairs += [(old[weight], variables[new[weight]]) for weight in old]
+    return pairs
+
+
+def _numbered_layers(names: list[str]) -> dict[str, list[dict[str, str]]] | None:
+    """Full names by kind of layer, layers in the order of their numbers, and weight; None where the numbers give no order."""
+    kinds: dict[str, dict[tuple[int, ...], dict[str, str]]] = {}
+    for name in names:
+        scope, _, weight = _last_two(name).rpartition("/")
+        number = re.search(r"(_\d+)*$", scope)
+        digits = tuple(int(part) for part in number.group().split("_")[1:]) if number else ()
+        layer = kinds.setdefault(re.sub(r"(_\d+)+$", "", scope), {}).setdefault(digits or (0,), {})
+        weight = re.sub(r"_\d+$", "", weight)
+        if weight in layer:
+            return None  # two layers of one name or number
+        layer[weight] = name
+    if any(len({len(number) for number in layers}) > 1 for layers in kinds.values()):
+        return None
+    return {kind: [layers[number] for number in sorted(layers)] for kind, layers in kinds.items()}
 
 
 def _exact(name: str) -> str:

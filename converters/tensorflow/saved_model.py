@@ -1,10 +1,8 @@
-"""TensorFlow SavedModel folders: searched for harmful operators and accounted for before TensorFlow loads anything."""
+"""TensorFlow SavedModel folders: searched for foreign operators and accounted for before TensorFlow loads anything."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
+from fundus_rt.converters.tensorflow.saved_model_operators import foreign_operators
 from fundus_rt.converters.tensorflow.saved_model_variables import accounted_variables
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
@@ -23,32 +22,17 @@ PACKAGES = ("tensorflow", "tf2onnx")
 UNTOLD = "the graph of a SavedModel does not name its architecture: that it is the card's network was taken for granted"
 INITIALISER = "__saved_model_init_op"
 
-_STATEFUL = """
-    Assert AssignAddVariableOp AssignSubVariableOp AssignVariableOp Case DisableCopyOnRead If Multinomial PartitionedCall
-    Placeholder RandomGamma RandomStandardNormal RandomUniform RandomUniformInt ReadVariableOp RngReadAndSkip RngSkip
-    StatefulPartitionedCall StatefulRandomBinomial StatefulStandardNormalV2 StatefulTruncatedNormal StatefulUniform
-    StatefulUniformFullInt StatefulUniformInt TruncatedNormal VarHandleOp VarIsInitializedOp VariableShape While
-"""
-STATEFUL = frozenset(_STATEFUL.split())
-"""Operators with a state that a network has need of: variables, calls, and the random numbers of training."""
-HARMFUL = re.compile(
-    r"File|PyFunc|Dataset|Iterator|Debug|Proto|ImmutableConst|Decode|Encode|Summary|Sql|Snapshot|Cache|Host|Remote"
-)
-"""Names of operators that read or write files or run other code although TensorFlow does not call them stateful."""
-SAVING = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
-"""What the two functions of every SavedModel use that write and read its own variables."""
-
 
 def read_saved_model(path: Path, trust: bool) -> Checkpoint:
     """Read the graph and the variables' shapes of a SavedModel; neither is loaded.
 
     Args:
         path: the folder with ``saved_model.pb``.
-        trust: allow operators that read or write files, or run other code.
+        trust: allow operators that image networks are not made of, which may read or write files, or run other code.
 
     Raises:
         UnsupportedCheckpointError: damaged, of TensorFlow 1, or variables that no signature reads and no training explains.
-        UntrustedCheckpointError: harmful operators, and not trusted.
+        UntrustedCheckpointError: operators that image networks are not made of, and not trusted.
         BackendUnavailableError: TensorFlow is missing.
     """
     graph = parse(path)
@@ -58,12 +42,12 @@ def read_saved_model(path: Path, trust: bool) -> Checkpoint:
             f"TensorFlow 2 with tf.saved_model.load, and save its signature as a tf.Module with tf.saved_model.save."
         )
     notes = [f"written by TensorFlow {graph.meta_info_def.tensorflow_version or 'of unknown version'}"]
-    harmful = list(_harmful_operators(graph))
-    if harmful and not trust:
+    foreign = [] if trust else list(dict.fromkeys(foreign_operators(graph)))
+    if foreign:
         raise UntrustedCheckpointError(
-            f"{path.name}: its graph holds operators that can read or write files or run other code: "
-            f"{', '.join(dict.fromkeys(harmful[:5]))}. If you know where it comes from and trust its authors, add "
-            f"--trust-pickle."
+            f"{path.name}: its graph holds operators that image networks are not made of, and that may read or write files or "
+            f"run other code: {', '.join(foreign[:5])}{' and more' if len(foreign) > 5 else ''}. If you know where it comes "
+            f"from and trust its authors, add --trust-pickle."
         )
     variables = accounted_variables(path, graph, signature_name(path, graph))
     return Checkpoint(
@@ -119,14 +103,24 @@ class SavedModelNetwork:
         self.function = self.loaded.signatures[signature]
 
     def answers(self, images: np.ndarray) -> np.ndarray:
-        """Answers float32 [N, columns] of the signature, in its own batch size or one by one, to float32 [N, H, W, 3]."""
+        """Answers float32 [N, columns] of the signature, in its own batch size or one by one, to float32 [N, H, W, 3].
+
+        Raises:
+            UnsupportedCheckpointError: TensorFlow cannot run the signature.
+        """
         size = self.shape[0] or 1
         answers = []
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            found = self.function(**{self.argument: self.tensorflow.constant(filled)})[self.answer]
-            answers.append(found.numpy()[: len(batch)])
+            try:
+                found = self.function(**{self.argument: self.tensorflow.constant(filled)})[self.answer].numpy()
+            except Exception as error:  # TensorFlow's own classes
+                text = " ".join(str(error).split())[:300]
+                raise UnsupportedCheckpointError(
+                    f"{self.file} does not run on pictures of shape {list(filled.shape)}: {type(error).__name__}: {text}"
+                ) from error
+            answers.append(found[: len(batch)])
         return np.concatenate(answers)
 
     def graph(self) -> Any:
@@ -229,47 +223,6 @@ def _answer(path: Path, name: str, signature: Any) -> tuple[str, int]:
             f"({answer}), which is {what}; expected float32 [N, columns]"
         )
     return str(answer), dims[1]
-
-
-def _harmful_operators(graph: Any) -> Iterator[str]:
-    """Operators outside of what a network needs, with the function that each is in."""
-    registry = require("tensorflow.python.framework.op_def_registry")
-    functions = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
-    own = _saving_functions(graph, functions)
-    for place, nodes in {"the graph itself": graph.graph_def.node, **functions}.items():
-        for node in nodes:
-            known = registry.get(node.op)
-            if node.op in SAVING and place in own:
-                continue
-            if known is None and node.op not in functions:
-                yield f"{node.op} (in {place}, not an operator of TensorFlow)"
-                continue
-            stateful = known is not None and known.is_stateful and node.op not in STATEFUL
-            if stateful or HARMFUL.search(node.op) or node.op in SAVING:
-                yield f"{node.op} (in {place})"
-    for node in graph.object_graph_def.nodes:
-        if node.WhichOneof("kind") in ("asset", "resource"):
-            yield f"{node.WhichOneof('kind')} (a file or a table beside the variables)"
-
-
-def _saving_functions(graph: Any, functions: dict[str, Any]) -> set[str]:
-    """The functions that only the saver calls."""
-    saver = {name.partition(":")[0] for name in (graph.saver_def.save_tensor_name, graph.saver_def.restore_op_name)}
-    own: set[str] = set()
-    others = set(graph.object_graph_def.concrete_functions)
-    for node in graph.graph_def.node:
-        (own if node.name in saver else others).update(_called(node))
-    for nodes in functions.values():
-        others.update(name for node in nodes for name in _called(node))
-    return own - others
-
-
-def _called(node: Any) -> Iterator[str]:
-    """Names of the functions that a node calls."""
-    for value in node.attr.values():
-        if value.WhichOneof("value") == "func":
-            yield value.func.name
-        yield from (function.name for function in value.list.func)
 
 
 def _sha256_of_folder(path: Path) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fundus_rt.converters.original_preprocessing import Photograph
     from fundus_rt.models.card import ModelCard
 
+ASSUMED = "assumed"
+"""Word for ``--labels`` that accepts a card's unpublished class order."""
 MOST_PHOTOGRAPHS = 64
 """Photographs on which a conversion is checked at most: the framework's side takes seconds each for large networks."""
 PLAIN_MODES = ("L", "P", "RGB", "RGBA", "CMYK")
@@ -27,7 +29,7 @@ PLAIN_MODES = ("L", "P", "RGB", "RGBA", "CMYK")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT")
 @click.option("--card", "card_name", required=True, metavar="NAME|FILE.json", help="What the checkpoint is; see `models list`.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE.onnx", help="Default: NAME.onnx of the card.")
-@click.option("--labels", metavar="A,B,...", help="Classes in the order of the network's outputs, where the card assumes them.")
+@click.option("--labels", metavar="A,B,...|assumed", help="Classes in the order of the outputs, where they are not published.")
 @click.option("--standardised", metavar="MEAN,DEVIATION", help="Of a regression's target, where it was trained standardised.")
 @click.option(
     "--architecture", metavar="timm/NAME|torchvision/NAME|MODULE:FUNCTION",
@@ -82,10 +84,22 @@ def convert(
 
 
 def _with_labels(card: ModelCard, labels: str | None) -> ModelCard:
-    """The card with the class names that the user gave."""
+    """The card with the class names that the user gave; an order that is only assumed has to be accepted by name.
+
+    Raises:
+        UsageError: the card's order is assumed and nothing was said, or other names than the card has room for.
+    """
     from fundus_rt.models.errors import UsageError
 
-    if labels is None:
+    open_order = [output for output in card.outputs if output.labels_assumed]
+    if labels is None and open_order:
+        names = ",".join(open_order[0].labels)
+        raise UsageError(
+            f"the authors of {card.name} did not publish which number is which class, and it is not in the file. If you know the "
+            f"order, say it: --labels '{names}' or another. With --labels {ASSUMED} the card's order is taken, and every result "
+            f"says that it is assumed."
+        )
+    if labels is None or labels == ASSUMED:
         return card
     if len(card.outputs) != 1:
         raise UsageError(f"--labels names the classes of one output, card {card.name} has {len(card.outputs)}; edit the card")

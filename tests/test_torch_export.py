@@ -1,0 +1,92 @@
+"""Export of torch modules: what ONNX has no operator for is computed otherwise, or refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fundus_rt.benchmarks.conversion_case import ConversionCase
+from fundus_rt.converters.conversion import onnx_from_checkpoint
+from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
+from fundus_rt.converters.shipping import activation_inside
+from fundus_rt.models.errors import UnsupportedCheckpointError
+from tests import make_checkpoints as make
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def pooled(size: int | tuple[int, int]) -> Any:
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(size), torch.nn.Flatten(), torch.nn.LazyLinear(2)]
+    network = torch.nn.Sequential(*layers).eval()
+    network(torch.zeros(1, 3, 19, 22))
+    return network
+
+
+@pytest.mark.parametrize("size", [1, 4, (7, 5), (17, 20)])
+def test_adaptive_pooling_of_any_size_answers_as_torch_does(size: int | tuple[int, int]) -> None:
+    network = pooled(size)
+    model = onnx_from_torch(network, (19, 22))
+    images = np.random.default_rng(0).normal(size=(3, 3, 19, 22)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": images})[0], expected, atol=1e-5)
+    assert torch.nn.functional.adaptive_avg_pool2d.__module__ == "torch.nn.functional", "torch's own function is back"
+
+
+class Bessel(torch.nn.Module):  # type: ignore[misc]
+    """A network with a function that ONNX does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 5)
+
+    def forward(self, images: Any) -> Any:
+        return self.head(torch.special.i0(images.mean(dim=(2, 3))))
+
+
+def test_an_operator_that_onnx_does_not_have_is_an_answer_not_a_crash(tmp_path: Path) -> None:
+    path = make.save_torch(tmp_path / "x.pth", Bessel().state_dict())
+    card = ConversionCase("", "", "", ("none",), lambda *_: path, 32, 32).card(32)
+    target = tmp_path / "x.onnx"
+    with pytest.raises(UnsupportedCheckpointError, match=r"(?s)cannot be exported.*i0"):
+        onnx_from_checkpoint(
+            path, card, target, tensors=make.photographs(32), open_shipped=lambda path: dict,
+            architecture=f"{__name__}:Bessel",
+        )  # fmt: skip
+    assert not target.exists()
+
+
+ENDINGS: dict[str, tuple[Any, str]] = {
+    "nothing": (lambda x: x, "none"),
+    "softmax": (lambda x: x.softmax(1), "softmax"),
+    "one of a softmax": (lambda x: x.softmax(1)[:, 1:2], "sigmoid"),
+    "two of a softmax": (lambda x: x.softmax(1)[:, :2], "softmax"),
+    "bounded sigmoid": (lambda x: x.sigmoid().clamp(1e-7, 1 - 1e-7), "sigmoid"),
+    "sigmoid of half precision": (lambda x: x.half().sigmoid().float(), "sigmoid"),
+    "joined sigmoids": (lambda x: torch.cat([x[:, :1].sigmoid(), x[:, 1:].sigmoid()], dim=1), "sigmoid"),
+    "joined, one without": (lambda x: torch.cat([x[:, :1].sigmoid(), x[:, 1:]], dim=1), "none"),
+    "sigmoid, then more": (lambda x: x.sigmoid() * 3, "none"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_the_activation_is_found_behind_what_only_orders_numbers(name: str) -> None:
+    ending, expected = ENDINGS[name]
+
+    class Network(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 3)
+
+        def forward(self, images: Any) -> Any:
+            return ending(self.head(images.mean(dim=(2, 3))))
+
+    model = onnx_from_torch(Network().eval(), (16, 16))
+    assert activation_inside(model, model.graph.output[0].name) == expected
