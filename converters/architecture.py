@@ -172,8 +172,9 @@ def _identify_torch(checkpoint: Checkpoint, card: ModelCard, named: str | None) 
 
         return identify_module(checkpoint, card)
     from fundus_rt.converters.pytorch.candidates import nearest_candidates
+    from fundus_rt.converters.pytorch.stated import stated_title
 
-    raise refusal(checkpoint, card, nearest_candidates(checkpoint.shapes))
+    raise refusal(checkpoint, card, nearest_candidates(checkpoint.shapes, *stated_title(checkpoint)))
 
 
 def refusal(checkpoint: Checkpoint, card: ModelCard, found: str) -> UnsupportedCheckpointError:

@@ -15,6 +15,8 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ZIP_SIGNATURE = b"PK\x03\x04"
 TORCH_LEGACY_SIGNATURE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled magic number 0x1950a86a20f9469cfc6c with which `torch.save` began before torch 1.6."""
+NETWORK_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin", "tf_model.h5", "model.onnx")
+"""Names under which folders of the Hugging Face hub keep the network, the safest kind first."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Checkpoint:
     """Whether the caller allowed code from the file to be executed."""
     module: Any = field(default=None, repr=False)
     """The whole pickled module (`torch.nn.Module`, wrappers taken off) of a trusted file; None for all others."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in the order of the columns, where the file itself lists them (OpenMMLab's
+    ``meta.dataset_meta.classes``, torchvision's ``class_to_idx``); empty when it does not."""
+    stated_architecture: str = ""
+    """What the file's own training options call the network (``arch``, ``args.model``), unchecked; empty when they do not."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the outputs, where the file itself states them."""
     stated_architecture: str = ""
@@ -115,6 +122,9 @@ def read_checkpoint(path: Path | str, trust_pickle: bool = False, progress: Call
 
 def _head_of(path: Path) -> bytes:
     if path.is_dir():
+        known = [name for name in NETWORK_FILES if (path / name).is_file()]
+        if known:
+            raise UnsupportedCheckpointError(f"{path} is a folder; give the file of the network in it: {path / known[0]}")
         raise UnsupportedCheckpointError(
             f"{path} is a folder without saved_model.pb; give the checkpoint file itself, or the folder of a SavedModel"
         )

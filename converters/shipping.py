@@ -19,27 +19,26 @@ from fundus_rt.converters.graphs.graph_cleaning import (
     new_initializer,
     permutation,
 )
+from fundus_rt.converters.graphs.graph_names import all_names, captured_names, give_way, rename
+from fundus_rt.converters.graphs.onnx_upgrade import IR_VERSION, OPSETS
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 INPUT = "frames"
 RECEIPT = "receipt"
 PIXELS = "frames_float32"
-OPSETS = (17, 19)
 SEEN_THROUGH = frozenset(
     ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Clip", "Dropout", "Slice", "Gather", "Split")
 )
 """Operators behind an activation that leave its numbers what they are."""
-IR_VERSION = 9
-"""Newest IR version that JetPack 6's runtimes read."""
 
 
 def ship(model: Any, card: ModelCard) -> Any:
     """Give a float network the input, the outputs and the metadata of the shipped form.
 
-    Input ``frames`` [N, H, W, 3], BGR, uint8 or float32 grey levels 0 to 255 as the card says, batch dynamic, cast to
-    float32 by the first node. Output ``receipt`` float32 [N, H]: sums over width and channels straight after the cast,
-    exact in float32 for uint8 because W * 3 * 255 < 2^24 up to a width of 21,931. One output per entry of the card, under
+    Input ``frames`` [N, H, W, 3], BGR, uint8 or float32 grey levels 0 to 255 as the card says, batch dynamic; uint8 is cast
+    to float32 by the first node, float32 needs no cast. Output ``receipt`` float32 [N, H]: sums over width and channels of
+    these float32 grey levels, exact for uint8 because W * 3 * 255 < 2^24 up to a width of 21,931. One output per entry of the card, under
     its name, float32 [N, columns].
 
     Args:
@@ -51,17 +50,25 @@ def ship(model: Any, card: ModelCard) -> Any:
         The same model.
 
     Raises:
-        UnsupportedCheckpointError: the graph has another input or other outputs than the card.
+        UnsupportedCheckpointError: the graph has another input or other outputs than the card, or is no valid graph.
     """
     onnx = require("onnx")
     graph = model.graph
     clean_graph(model)
     channels_first = _input_layout(onnx, graph, card)
+    give_way(graph, [INPUT, PIXELS, RECEIPT, *(spec.name for spec in card.outputs)])
     _name_outputs(onnx, graph, card)
     _replace_input(onnx, graph, card, channels_first)
     clean_graph(model)
     _stamp(onnx, model, card)
-    onnx.checker.check_model(model)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker's own classes
+        text = " ".join(str(error).split())[:300]
+        raise UnsupportedCheckpointError(
+            f"the network makes no valid ONNX graph with the input and the outputs of the card {card.name!r}: {text}. Export "
+            f"it again with the exporter's standard operators."
+        ) from error
     return model
 
 
@@ -133,7 +140,6 @@ def _name_outputs(onnx: Any, graph: Any, card: ModelCard) -> None:
         raise UnsupportedCheckpointError(
             f"the network has {len(graph.output)} outputs, the card {card.name!r} describes {len(card.outputs)}"
         )
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
     renamed: dict[str, str] = {}
     for value, spec in zip(graph.output, card.outputs, strict=True):
         rank = len(value.type.tensor_type.shape.dim)
@@ -142,17 +148,10 @@ def _name_outputs(onnx: Any, graph: Any, card: ModelCard) -> None:
                 f"the network's output {value.name!r} has {rank} dimensions, expected two, [N, columns]: it answers with a "
                 f"map, so its pooling was left out when the head was replaced"
             )
-        if spec.name in taken and spec.name != value.name:
-            renamed[spec.name] = f"{spec.name}_inside"
         renamed[value.name] = spec.name
         columns = [spec.columns] if spec.columns is not None else ["columns"]
-        value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, onnx.TensorProto.FLOAT, ["N", *columns]))
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                names[index] = renamed.get(name, name)
-    for tensor in graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, ["N", *columns]))
+    rename(graph, renamed)
 
 
 def _replace_input(onnx: Any, graph: Any, card: ModelCard, channels_first: bool) -> None:
@@ -166,8 +165,8 @@ def _replace_input(onnx: Any, graph: Any, card: ModelCard, channels_first: bool)
     order = [2, 1, 0] if spec.color_order == "RGB" else [0, 1, 2]
     factor, shift, entry, layout_first = _absorb_affine(graph, old, factor, shift, channels_first)
     head = _HeadBuilder(onnx, graph)
-    consumers = [node for node in graph.node if entry in node.input]
-    if len(consumers) == 1 and consumers[0].op_type == "Conv" and layout_first:
+    consumers = _readers(graph, entry)
+    if len(consumers) == 1 and layout_first and _can_take_pixels(graph, consumers[0], entry):
         factor, shift = _fold_into_convolution(graph, consumers[0], factor, shift, order)
         last = head.add("Transpose", PIXELS, perm=[0, 3, 1, 2])
         last = head.affine(last, factor[order], shift[order], (1, 3, 1, 1))
@@ -178,10 +177,7 @@ def _replace_input(onnx: Any, graph: Any, card: ModelCard, channels_first: bool)
         last = head.affine(last, factor, shift, (1, 1, 1, 3))
         if layout_first:
             last = head.add("Transpose", last, perm=[0, 3, 1, 2])
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == entry:
-                node.input[index] = last
+    rename(graph, {entry: last})
     cast = onnx.helper.make_node("Cast", [INPUT], [PIXELS], name="pixels_to_float32", to=onnx.TensorProto.FLOAT)
     axes = head.constant("receipt_axes", np.asarray([2, 3], np.int64))
     total = onnx.helper.make_node("ReduceSum", [PIXELS, axes], [RECEIPT], name="receipt", keepdims=0)
@@ -206,10 +202,16 @@ class _HeadBuilder:
         return new_initializer(self.graph, name, value)
 
     def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        output = f"prepared_{len(self.nodes)}"
+        output = self._free_name(f"prepared_{len(self.nodes)}")
         node = self.onnx.helper.make_node(kind, list(inputs), [output], name=f"prepare_{kind.lower()}", **attributes)
         self.nodes.append(node)
         return output
+
+    def _free_name(self, name: str) -> str:
+        taken = all_names(self.graph)
+        while name in taken:
+            name += "_"
+        return name
 
     def affine(self, name: str, factor: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> str:
         """``name * factor + shift`` per channel, left out where it changes nothing."""
@@ -237,8 +239,8 @@ def _absorb_affine(
         and whether that has its channels first.
     """
     while True:
-        consumers = [node for node in graph.node if name in node.input]
-        if len(consumers) != 1 or any(value.name == name for value in graph.output):
+        consumers = _readers(graph, name)
+        if len(consumers) != 1 or name not in consumers[0].input or any(value.name == name for value in graph.output):
             return factor, shift, name, channels_first
         node = consumers[0]
         if node.op_type == "Transpose" and not channels_first and permutation(node) == [0, 3, 1, 2]:
@@ -257,6 +259,21 @@ def _absorb_affine(
             return factor, shift, name, channels_first
         name = node.output[0]
         graph.node.remove(node)
+
+
+def _readers(graph: Any, name: str) -> list[Any]:
+    """The nodes that read a tensor, by themselves or in the graphs inside them."""
+    return [node for node in graph.node if name in node.input or name in captured_names(node)]
+
+
+def _can_take_pixels(graph: Any, node: Any, name: str) -> bool:
+    """Whether a node is a convolution of three channels at once, with constant weights, that colours and scale fold into."""
+    if node.op_type != "Conv" or list(node.input).count(name) != 1 or node.input[0] != name:
+        return False
+    grouped = any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
+    weights = constant_of(graph, node.input[1])
+    settled = len(node.input) < 3 or not node.input[2] or constant_of(graph, node.input[2]) is not None
+    return not grouped and settled and weights is not None and weights.ndim == 4 and weights.shape[1] == 3
 
 
 def _per_channel(values: np.ndarray | None, channels_first: bool) -> np.ndarray | None:
@@ -284,9 +301,7 @@ def _fold_into_convolution(
     Returns:
         Factor and shift that are still to be applied before the convolution.
     """
-    weights = constant_of(graph, node.input[1])
-    assert weights is not None and weights.shape[1] == 3, "the first convolution has constant weights on three channels"
-    weights = weights.astype(np.float64)
+    weights = np.asarray(constant_of(graph, node.input[1]), np.float64)
     scaled = (weights * factor[None, :, None, None])[:, order]
     node.input[1] = new_initializer(graph, "first_convolution_pixels", scaled.astype(np.float32))
     if np.any(shift != 0) and _is_padded(node):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fundus_rt.converters.checkpoint import read_checkpoint
-from fundus_rt.converters.pytorch.torch_files import globals_asked_for
+from fundus_rt.converters.pytorch.pickle_listing import globals_asked_for
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 from tests import make_checkpoints as make
 

@@ -38,7 +38,7 @@ def module(batch: int | None = None, shape: tuple[Any, ...] = (SIZE, SIZE, 3), k
         def __init__(self) -> None:
             super().__init__()
             self.kernel = tensorflow.Variable(random.normal(0, 0.3, (3, 3, 3, 8)).astype(np.float32))
-            self.head = tensorflow.Variable(random.normal(0, 2, (8, COLUMNS)).astype(np.float32))
+            self.head = tensorflow.Variable(random.normal(0, 0.6, (8, COLUMNS)).astype(np.float32))
 
         @tensorflow.function(input_signature=[tensorflow.TensorSpec((batch, *shape), kind, name="picture")])
         def answer(self, picture: Any) -> Any:

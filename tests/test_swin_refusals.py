@@ -228,8 +228,8 @@ def spoilt(state: dict[str, Any], layout: str, version: int, fault: str) -> tupl
     if fault == "head missing":
         return {name: tensor for name, tensor in state.items() if not name.startswith(head)}, "without a head: features"
     if fault == "sequential head":
-        changed = {name.replace(f"{head}.", f"{head}.1.") if name.startswith(head) else name: t for name, t in state.items()}
-        return changed, rf"head of its own \({head}\.1\).*--architecture package\.module:factory"
+        changed = {name.replace(f"{head}.", f"{head}.2.") if name.startswith(head) else name: t for name, t in state.items()}
+        return changed, rf"head of its own \({head}\.2\).*--architecture package\.module:factory"
     if fault == "grey":
         name = next(name for name, tensor in state.items() if tensor.ndim == 4 and tensor.shape[1] == 3)
         return state | {name: state[name][:, :1]}, "1 channels, expected 3"

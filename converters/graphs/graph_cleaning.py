@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graphs.graph_editor import GraphEditor, inner_names, permutation
+from fundus_rt.converters.graphs.graph_editor import GraphEditor, permutation
 from fundus_rt.converters.graphs.graph_folding import fold_affine, foldable_behind, means_to_pooling
 from fundus_rt.converters.graphs.graph_layout import (
     cancels_above,
@@ -39,6 +39,7 @@ from fundus_rt.converters.graphs.graph_layout import (
     settle_expands,
     settle_reshapes,
 )
+from fundus_rt.converters.graphs.graph_names import all_names, inner_names
 from fundus_rt.converters.graphs.graph_values import carry_shapes, fold_constants
 
 __all__ = ["clean_graph", "constant_of", "initializers_by_name", "leanness", "new_initializer", "permutation"]
@@ -139,7 +140,7 @@ def constant_of(graph: Any, name: str) -> np.ndarray | None:
 
 def new_initializer(graph: Any, name: str, value: np.ndarray) -> str:
     """Add an initializer under a name that is still free, and return the name."""
-    taken = {tensor.name for tensor in graph.initializer} | {output for node in graph.node for output in node.output}
+    taken = all_names(graph)
     free, number = name, 1
     while free in taken:
         free, number = f"{name}_{number}", number + 1

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
+from fundus_rt.converters.graphs.graph_names import captured_names, inner_names
+from fundus_rt.models.errors import UnsupportedCheckpointError
 
 
 class GraphEditor:
@@ -197,24 +199,38 @@ class GraphEditor:
         del self.graph.value_info[:]
 
     def ordered(self) -> list[Any]:
-        """The nodes, each after those whose outputs it reads, otherwise in the order in which they were."""
+        """The nodes, each after those whose outputs it reads, otherwise in the order in which they were.
+
+        Raises:
+            UnsupportedCheckpointError: a node needs its own output, through others.
+        """
         done: set[int] = set()
+        begun: set[int] = set()
         ordered: list[Any] = []
         for root in self.each():
             stack = [root]
             while stack:
                 node = stack[-1]
-                names = [*node.input, *inner_names(node)]
-                missing = [self._producers[n] for n in names if n in self._producers and id(self._producers[n]) not in done]
-                missing = [before for before in missing if before is not node]
+                missing = [before for before in self._needed(node) if id(before) not in done]
                 if id(node) in done or not missing:
                     stack.pop()
                     if id(node) not in done:
                         done.add(id(node))
                         ordered.append(node)
+                elif id(node) in begun:
+                    raise UnsupportedCheckpointError(
+                        f"the graph runs in a circle: its node {node.name or node.output[0]!r} ({node.op_type}) needs its own "
+                        f"output. Export the network again."
+                    )
                 else:
+                    begun.add(id(node))
                     stack.extend(missing)
         return ordered
+
+    def _needed(self, node: Any) -> list[Any]:
+        """The nodes whose outputs a node reads, by itself or in the graphs inside it."""
+        names = [*node.input, *captured_names(node)]
+        return [self._producers[name] for name in names if name in self._producers and self._producers[name] is not node]
 
 
 def attribute(node: Any, name: str, default: Any = None) -> Any:
@@ -234,17 +250,6 @@ def set_attribute(node: Any, name: str, value: Any) -> None:
         if node.attribute[index].name == name:
             del node.attribute[index]
     node.attribute.append(require("onnx").helper.make_attribute(name, value))
-
-
-def inner_names(node: Any) -> list[str]:
-    """What the graphs inside a node (If, Loop, Scan) read."""
-    names: list[str] = []
-    for entry in node.attribute:
-        for inner in ([entry.g] if entry.HasField("g") else []) + list(entry.graphs):
-            for nested in inner.node:
-                names += [*nested.input, *inner_names(nested)]
-            names += [value.name for value in inner.output]
-    return names
 
 
 def permutation(node: Any) -> list[int]:

@@ -13,8 +13,8 @@ from fundus_rt.converters.graphs.graph_cleaning import constant_of, initializers
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPSETS = (17, 19)
-"""Oldest and newest operator set that is shipped (`fundus_rt.converters.shipping`)."""
-FORMAT = 9
+"""Oldest and newest operator set that is shipped."""
+IR_VERSION = 9
 """Version of the file format: the newest that JetPack 6's runtimes read."""
 
 
@@ -39,7 +39,7 @@ def upgraded(model: Any, file: str) -> Any:
     inputs = [value for value in graph.input if value.name not in held]
     del graph.input[:]
     graph.input.extend(inputs)
-    model.ir_version = FORMAT
+    model.ir_version = IR_VERSION
     _hold_constants(onnx, graph)
     _drop_dropouts(graph, file)
     version = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -65,7 +65,7 @@ def upgraded(model: Any, file: str) -> Any:
         ) from error
     if version < 11:
         _keep_old_sampling(onnx, converted.graph)
-    converted.ir_version = min(converted.ir_version, FORMAT)
+    converted.ir_version = min(converted.ir_version, IR_VERSION)
     return converted
 
 

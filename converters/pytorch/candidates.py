@@ -72,7 +72,7 @@ class Resemblance:
         return f"{self.name} ({100 * self.share:.4g} % of its parameters, {100 * self.of_file:.4g} % of the file's{lacks})"
 
 
-def nearest_candidates(shapes: Shapes) -> str:
+def nearest_candidates(shapes: Shapes, stated: str = "", source: str = "") -> str:
     """What a file holds, as far as its tensors tell, for an error message: the nearest networks and how to name one.
 
     Names and shapes are compared with those of common networks (built without memory for their weights), their heads left
@@ -80,10 +80,22 @@ def nearest_candidates(shapes: Shapes) -> str:
 
     Args:
         shapes: shape of every tensor of the file.
+        stated: ``timm/NAME`` or ``torchvision/NAME`` that the file, or a configuration beside it, says itself; proposed first.
+        source: who says so.
 
     Returns:
         A noun phrase without a full stop, to be put after "holds".
     """
+    found = _told_by_tensors(shapes)
+    if not stated:
+        return found
+    name = stated.partition("/")[2]
+    return (
+        f"a network that {source} calls {name}: name it with --architecture {stated}, if that is right; by its tensors, {found}"
+    )
+
+
+def _told_by_tensors(shapes: Shapes) -> str:
     if looks_like_segmentation(shapes):
         return (
             "a segmentation network (an encoder and a decoder without any linear layer, as U-Nets have), which answers for "

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_timm, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.own_factories import close_names, module_of_factory
+from fundus_rt.converters.pytorch.own_factories import close_names, module_of_factory, options_in
+from fundus_rt.converters.pytorch.stated import held_against_statements, refuse_contradiction, same_normalisation, stated_title
+from fundus_rt.converters.pytorch.swin_config import OPTIONS_OF_V2
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.converters.pytorch.torch_loading import account_of_itself, account_of_module, columns_of, load_exactly, names_in
 from fundus_rt.models.card import ModelCard
@@ -38,10 +37,12 @@ def identify_named(checkpoint: Checkpoint, card: ModelCard, named: str) -> Archi
 
     Raises:
         UsageError: no such name; the factory cannot be imported or called, or makes no network.
-        UnsupportedCheckpointError: the tensors are not that network's, to the last one; or its answer is no [N, columns].
+        UnsupportedCheckpointError: the tensors are not that network's, to the last one; its answer is no [N, columns]; the file
+            says that it is another one.
     """
     library, slash, name = named.partition("/")
     if slash and library in LIBRARIES:
+        refuse_contradiction(checkpoint, named)
         return answered_by_module(checkpoint, _identify_in_library(checkpoint, card, library, name))
     if named.count(":") == 1 and not named.startswith(":") and not named.endswith(":"):
         module = module_of_factory(named)
@@ -99,16 +100,16 @@ def _identify_in_library(checkpoint: Checkpoint, card: ModelCard, library: str, 
     """An architecture of timm or torchvision, with as many outputs as the file's head has."""
     size, file = card.preprocessing.input_size, checkpoint.path.name
     title = f"{library}/{name}"
-    name, options = _options_in(name)
+    name, options = options_in(name)
     create = _timm_network if library == "timm" else _torchvision_network
     outputs, head = _outputs_in_file(checkpoint, create(name, None, size, options), title)
     module = create(name, outputs, size, options)
     _check_grid(checkpoint, module, title, size)
     notes: list[str] = []
-    warnings = _warnings_of(module, library, name, card)
+    warnings = _warnings_of(module, library, name, card, stated_title(checkpoint)[0])
     names = names_in(module, checkpoint.shapes)
-    if type(module).__name__.startswith("SwinTransformer"):
-        return _identify_swin_by_name(checkpoint, card, title, module, warnings)
+    if type(module).__name__ in ("SwinTransformer", "SwinTransformerV2"):
+        return _identify_swin_by_name(checkpoint, card, title, module, warnings, options)
     if library == "timm" and set(names.values()) != set(module.state_dict()):
         renamed = _renamed_by_timm(checkpoint, module)
         if renamed is not None:
@@ -119,6 +120,11 @@ def _identify_in_library(checkpoint: Checkpoint, card: ModelCard, library: str, 
     try:
         return _identified(checkpoint, card, title, module, title, packages, notes, warnings, names)
     except UnsupportedCheckpointError as error:
+        if "fc_norm.weight" in checkpoint.shapes and "norm.weight" in module.state_dict() and "norm.weight" not in names:
+            raise UnsupportedCheckpointError(
+                f"{error}\nA transformer with fc_norm and without norm averages its tokens: --architecture {library}/{name}"
+                f"?global_pool=avg"
+            ) from error
         if head in checkpoint.shapes or "does not fit" not in str(error):
             raise
         raise UnsupportedCheckpointError(f"{error}\n{file} has no tensor {head}: its head was replaced or taken off.") from error
@@ -144,33 +150,15 @@ def _identified(
     def build() -> Network:
         return TorchNetwork(load_exactly(checkpoint, module, known, account), size)
 
-    return Architecture(
+    found = Architecture(
         family, f"{title}, {_words(columns, size)}", size, columns, None, account, build, EXPORTER, packages,
         tuple(notes), tuple(warnings),
     )  # fmt: skip
+    return held_against_statements(checkpoint, card, found)
 
 
 def _words(columns: int, size: tuple[int, int]) -> str:
     return f"{columns} output{'s' if columns > 1 else ''}, {size[0]} x {size[1]} pixels"
-
-
-def _options_in(name: str) -> tuple[str, dict[str, Any]]:
-    """A name without its arguments, and the arguments: ``vit_large_patch16_224?global_pool=avg&qkv_bias=false``.
-
-    Raises:
-        UsageError: an argument without a value.
-    """
-    bare, _, query = name.partition("?")
-    options: dict[str, Any] = {}
-    for part in filter(None, query.split("&")):
-        key, equals, text = part.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"--architecture {name!r}: {part!r} is no argument; expected KEY=VALUE, joined by &")
-        try:
-            options[key] = json.loads(text)  # numbers, true, false, null, lists
-        except ValueError:
-            options[key] = text
-    return bare, options
 
 
 def _timm_network(name: str, outputs: int | None, size: tuple[int, int], options: dict[str, Any]) -> Any:
@@ -294,11 +282,26 @@ def _fingerprint(torch: Any, tensors: Any) -> tuple[int, int]:
     return total, count
 
 
-def _identify_swin_by_name(checkpoint: Checkpoint, card: ModelCard, title: str, module: Any, warnings: list[str]) -> Architecture:
-    """A Swin Transformer that was named: read from its tensors in whichever layout, and held against the name."""
+def _identify_swin_by_name(
+    checkpoint: Checkpoint, card: ModelCard, title: str, module: Any, warnings: list[str], options: dict[str, Any]
+) -> Architecture:
+    """A Swin Transformer that was named: read from its tensors in whichever layout, and held against the name.
+
+    Raises:
+        UsageError: an argument that is not read, because the tensors tell it or the network is rebuilt without it.
+    """
     from fundus_rt.converters.pytorch.swin import identify_swin
 
-    found = identify_swin(checkpoint, card, title if type(module).__name__ == "SwinTransformerV2" else None)
+    second = type(module).__name__ == "SwinTransformerV2"
+    unread = sorted(set(options) - set(OPTIONS_OF_V2 if second else ()))
+    if unread:
+        read = f"only {', '.join(OPTIONS_OF_V2)} are read here" if second else "none is read here"
+        raise UsageError(
+            f"--architecture {title}: a Swin Transformer is rebuilt from its tensors, and of the arguments after ? {read}; got "
+            f"{', '.join(unread)}. Leave them out; if the network was made with them, write it as a function without arguments "
+            f"and name it with --architecture package.module:factory"
+        )
+    found = identify_swin(checkpoint, card, title.partition("?")[0] if second else None, options)
     own = sum(parameter.numel() for parameter in module.parameters())
     if found.account.network_parameters != own:
         raise UnsupportedCheckpointError(
@@ -308,7 +311,7 @@ def _identify_swin_by_name(checkpoint: Checkpoint, card: ModelCard, title: str, 
     return replace(found, family=title, warnings=(*found.warnings, *warnings))
 
 
-def _warnings_of(module: Any, library: str, name: str, card: ModelCard) -> list[str]:
+def _warnings_of(module: Any, library: str, name: str, card: ModelCard, stated: str) -> list[str]:
     """What the file cannot tell about an architecture, and where the card prepares pictures otherwise than it expects."""
     found = []
     if name.startswith(("inception_v3", "tf_inception_v3")):
@@ -317,17 +320,15 @@ def _warnings_of(module: Any, library: str, name: str, card: ModelCard) -> list[
         return found
     bare = name.partition(".")[0]
     twin = bare.removeprefix("tf_") if bare.startswith("tf_") else f"tf_{bare}"
-    if require_timm().is_model(twin):
+    if stated != f"timm/{bare}" and require_timm().is_model(twin):
         found.append(
             f"timm's {bare} and {twin} may have the same tensors and differ in padding and BatchNorm's epsilon, which no tensor "
             f"shows; that the file is of {bare} is taken as given."
         )
     config, spec = getattr(module, "pretrained_cfg", None) or {}, card.preprocessing
     if "mean" in config and "std" in config:
-        mean, std = np.asarray(config["mean"]), np.asarray(config["std"])
-        own = np.stack([1 / (255 * std), -mean / std])
-        cards = np.stack([spec.scale / np.asarray(spec.std), -np.asarray(spec.mean) / np.asarray(spec.std)])
-        if not np.allclose(own, cards, rtol=1e-3, atol=1e-6):
+        mean, std = config["mean"], config["std"]
+        if not same_normalisation(spec, mean, std):
             found.append(
                 f"timm's {name} was trained with mean {[round(float(v), 4) for v in mean]} and std "
                 f"{[round(float(v), 4) for v in std]} on values from 0 to 1, the card {card.name!r} prepares with mean "

@@ -1,15 +1,45 @@
-"""Networks of the caller's own: a function that is imported and called, by name."""
+"""What the caller names: arguments of a library's network, and networks of their own, a function imported and called by name."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.models.errors import UsageError
+
+OPENING = {"checkpoint_path", "cache_dir", "weights", "weights_backbone", "url", "file", "hf_hub_id", "progress", "model_dir"}
+"""Arguments with which timm and torchvision read or fetch files; those that begin with ``pretrained`` come to them."""
+
+
+def options_in(name: str) -> tuple[str, dict[str, Any]]:
+    """A name without its arguments, and the arguments: ``vit_large_patch16_224?global_pool=avg&qkv_bias=false``.
+
+    Raises:
+        UsageError: an argument without a value, or one that would open another file than the checkpoint.
+    """
+    bare, _, query = name.partition("?")
+    options: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, text = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--architecture {name!r}: {part!r} is no argument; expected KEY=VALUE, joined by &")
+        if key in OPENING or (key.startswith("pretrained") and key != "pretrained_window_sizes"):
+            raise UsageError(
+                f"--architecture {name!r}: {key} would have the library load other weights than those of the checkpoint; leave "
+                f"it out. Only arguments that shape the network are allowed."
+            )
+        if key == "num_classes":
+            raise UsageError(f"--architecture {name!r}: num_classes is counted in the file; leave it out")
+        try:
+            options[key] = json.loads(text)  # numbers, true, false, null, lists
+        except ValueError:
+            options[key] = text
+    return bare, options
 
 
 def close_names(name: str, known: list[str]) -> str:

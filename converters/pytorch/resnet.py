@@ -14,6 +14,7 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.converters.pytorch.torch_loading import account_of_module, load_exactly, names_in
 from fundus_rt.models.card import ModelCard
@@ -34,7 +35,8 @@ HEADS_OUTSIDE = ("fc", "head.fc", "head", "classifier")
 """Names under which a module around the network keeps the last linear layer (MMPretrain: ``head.fc``)."""
 TAKEN_FOR_GRANTED = (
     "No tensor shows these, so they are taken as in torchvision: the stride of a bottleneck in its 3 x 3 convolution (Caffe's "
-    "networks have it in the 1 x 1), BatchNorm's epsilon of 1e-5, and no activation after the last layer."
+    "networks have it in the 1 x 1), no smoothing before a stride (anti-aliasing, as in resnetaa50 and resnetblur50 of timm), "
+    "BatchNorm's epsilon of 1e-5, and no activation after the last layer."
 )
 HEAD_ADVICE = (
     "Activations have no tensors, so what lies between the layers cannot be known from the file. Write the network as a "
@@ -59,7 +61,7 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
 
     Raises:
         UnsupportedCheckpointError: no head, a head whose activations the tensors do not show, another number of blocks or
-            channels than any published network has, tensors missing or left over.
+            channels than any published network has, tensors missing or left over; the file says that it is another network.
     """
     shapes, file = checkpoint.shapes, checkpoint.path.name
     before = _before(shapes) or ""
@@ -75,6 +77,7 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     channels = shapes[f"{before}conv1.weight"][1]
     if channels != 3:
         raise UnsupportedCheckpointError(f"{file} holds a {title} for {channels} channels, expected 3 (colour)")
+    _check_statement(checkpoint, family, title)
     head = _head(shapes, before, file, title)
     warnings = [TAKEN_FOR_GRANTED]
     layers, described, columns = _layers_of_head(shapes, head, file, title, warnings)
@@ -100,7 +103,7 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     description = (
         f"{title} in torchvision's names, {described}, {columns} output{'s' if columns > 1 else ''}, {size[0]} x {size[1]} pixels"
     )
-    return Architecture(
+    found = Architecture(
         family,
         description,
         size,
@@ -113,6 +116,18 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         tuple(notes),
         tuple(warnings),
     )
+    return held_against_statements(checkpoint, card, found)
+
+
+def _check_statement(checkpoint: Checkpoint, family: str, title: str) -> None:
+    """The name that the file gives its network, where it gives one that is known, has to be that of `family`."""
+    stated, source = stated_title(checkpoint)
+    name = stated.partition("/")[2]
+    if name and name.replace("_", "") != family.replace("-", ""):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name} holds the tensors of a {title}, but {source} calls the network {name}. Networks with the "
+            f"same tensors compute differently, so it is not taken for a plain {title}: say --architecture {stated}."
+        )
 
 
 def resnet_network(bottleneck: bool, blocks: tuple[int, ...], groups: int, base: int, layers: list[tuple[str, int, int]]) -> Any:

@@ -1,7 +1,8 @@
 """What a file, or a configuration beside it, says of its network, held against what is concluded and what the card prepares.
 
-timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names), Hugging Face transformers ``config.json`` (id2label)
-and ``preprocessor_config.json`` (image_mean, image_std, resample). Training scripts keep the name of the architecture in the file.
+timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names); Hugging Face transformers write ``config.json``
+(id2label) and ``preprocessor_config.json`` (image_mean, image_std, resample). Training scripts keep the architecture's name in the
+file.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def refuse_contradiction(checkpoint: Checkpoint, named: str) -> None:
     plain = named.partition("?")[0].partition(".")[0]
     if stated and stated.partition("/")[2] not in (plain.partition("/")[2], (title_of(plain) or plain).partition("/")[2]):
         raise UnsupportedCheckpointError(
-            f"{source} calls the network {stated.partition('/')[2]}, but {plain} was asked for; networks with the same tensors can "
-            f"compute differently, so it is not converted as another one. Say --architecture {stated}."
+            f"{source} calls the network {stated.partition('/')[2]}, but {plain} was asked for; networks with the same tensors "
+            f"can compute differently, so it is not converted as another one. Say --architecture {stated}."
         )
 
 
@@ -93,7 +94,9 @@ def read_beside(path: Path, name: str) -> tuple[dict[str, Any], str]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         return {}, f"{name} beside the checkpoint cannot be read ({error}) and was not used"
-    return (content, "") if isinstance(content, dict) else ({}, f"{name} beside the checkpoint is no JSON object; it was not used")
+    return (
+        (content, "") if isinstance(content, dict) else ({}, f"{name} beside the checkpoint is no JSON object; it was not used")
+    )
 
 
 def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Architecture) -> Architecture:
@@ -138,8 +141,8 @@ def _warnings_of(file: str, card: ModelCard, mean: Any, std: Any, filtered: Any)
         )
     if isinstance(filtered, str) and filtered in RESAMPLE.values() and spec.interpolation != f"pillow-{filtered}":
         found.append(
-            f"{file} beside the checkpoint says that pictures are resized with Pillow's {filtered} filter, the card {card.name!r} "
-            f"resizes with {spec.interpolation}."
+            f"{file} beside the checkpoint says that pictures are resized with Pillow's {filtered} filter, the card "
+            f"{card.name!r} resizes with {spec.interpolation}."
         )
     return found
 

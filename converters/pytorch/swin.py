@@ -7,7 +7,6 @@ microsoft/Swin-Transformer, huggingface/pytorch-image-models, pytorch/vision and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,10 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
 from fundus_rt.converters.pytorch.swin_config import NAMES, PUBLISHED_V2, Stated, missing_in_v2, stated_beside, stated_by_name
 from fundus_rt.converters.pytorch.swin_export import lean_swin
+from fundus_rt.converters.pytorch.swin_heads import with_plain_head
 from fundus_rt.converters.pytorch.swin_layouts import (
     BUFFERS,
     MICROSOFT,
@@ -33,7 +34,6 @@ from fundus_rt.converters.pytorch.swin_layouts import (
     stage_grid,
     windows_of,
 )
-from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.converters.pytorch.torch_loading import check_numbers
 from fundus_rt.models.card import ModelCard
@@ -71,7 +71,7 @@ def identify_swin(
     if layout is None:
         raise UnsupportedCheckpointError(f"{file} holds no Swin Transformer in the names of timm, torchvision or transformers")
     try:
-        checkpoint, of_head = _with_plain_head(checkpoint, layout)
+        checkpoint, of_head = with_plain_head(checkpoint, layout)
     except UnsupportedCheckpointError:
         if checkpoint.module is None:
             raise
@@ -259,36 +259,6 @@ def _check_merging(shapes: Shapes, file: str, layout: Layout, stages: int) -> No
         )
 
 
-def _with_plain_head(checkpoint: Checkpoint, layout: Layout) -> tuple[Checkpoint, tuple[str, ...]]:
-    """A checkpoint whose head is one linear layer, and what is taken for granted of an entry without tensors before it.
-
-    Raises:
-        UnsupportedCheckpointError: another head, or none.
-    """
-    shapes = {layout.file_name(name): shape for name, shape in checkpoint.shapes.items()}
-    after = f"{layout.head}.1"
-    inside = [name for name in shapes if name.startswith(f"{layout.head}.")]
-    alone = len(shapes.get(f"{after}.weight", ())) == 2 and all(name.startswith(f"{after}.") for name in inside)
-    if not alone or checkpoint.module is not None:
-        _check_head(shapes, checkpoint.path.name, layout)
-        return checkpoint, ()
-
-    def plain(name: str) -> str:
-        inner = layout.file_name(name)
-        return inner.replace(f"{after}.", f"{layout.head}.") if inner.startswith(f"{after}.") else name
-
-    renamed = replace(
-        checkpoint,
-        shapes={plain(name): shape for name, shape in checkpoint.shapes.items()},
-        state={plain(name): tensor for name, tensor in checkpoint.state.items()},
-    )
-    _check_head({layout.file_name(name): shape for name, shape in renamed.shapes.items()}, checkpoint.path.name, layout)
-    return renamed, (
-        f"The head has an entry without tensors before its linear layer ({layout.head}.0): taken as dropout or flattening, which "
-        f"leave the averaged features as they are; an activation there would change every answer, and no tensor would show it.",
-    )
-
-
 def _check_stated_size(stated: Stated | None, card: ModelCard) -> None:
     """The size that a name or a configuration says has to be the one that the card prepares."""
     size = card.preprocessing.input_size
@@ -298,35 +268,11 @@ def _check_stated_size(stated: Stated | None, card: ModelCard) -> None:
     advice = f"Use a card with preprocessing.input_size [{height}, {width}]"
     if stated.source.removeprefix("timm/").partition(".")[0] in PUBLISHED_V2:
         chosen = size[0] if size[0] == size[1] else f"[{size[0]},{size[1]}]"
-        advice += f", or, if the network was fine-tuned at the card's size, say so: --architecture {stated.source}?img_size={chosen}"
+        advice += (
+            f", or, if the network was fine-tuned at the card's size, say so: --architecture {stated.source}?img_size={chosen}"
+        )
     raise UnsupportedCheckpointError(
         f"{stated.source} says {height} x {width} pixels, but the card {card.name!r} prepares {size[0]} x {size[1]}. {advice}."
-    )
-
-
-def _check_head(shapes: Shapes, file: str, layout: Layout) -> None:
-    """One linear layer has to be the head.
-
-    In timm's new layout ``head`` is a module that pools first and holds the linear layer as ``head.fc``. A plain
-    ``head.weight`` there means that the author replaced the module and with it the pooling.
-    """
-    heads = sorted({name.rpartition(".")[0] for name in shapes if re.match(r"(head|classifier|fc)\b", name)})
-    if heads == [layout.head] and len(shapes.get(f"{layout.head}.weight", ())) == 2:
-        return
-    if not heads:
-        raise UnsupportedCheckpointError(
-            f"{file} holds a Swin Transformer without a head: features, no answer. Ask for the file of the whole network."
-        )
-    if heads == ["head"] and layout is TIMM:
-        raise UnsupportedCheckpointError(
-            f"{file} is in the layout of timm from 0.9, but its head is a plain linear layer ('head.weight'). There the "
-            f"head does the pooling too, so the network as saved answers with four dimensions, [N, H, W, outputs], and how "
-            f"the authors made one answer of them is not in the file. Ask them; if they averaged, rename head.* to head.fc.*."
-        )
-    raise UnsupportedCheckpointError(
-        f"{file} has a head of its own ({', '.join(heads)}); expected one linear layer {layout.head!r}. What lies between its "
-        f"layers (activations, pooling) is not in the tensors, so it cannot be rebuilt from them. If you have the code that "
-        f"builds the network, name it: --architecture package.module:factory."
     )
 
 
@@ -374,7 +320,7 @@ def _notes(stated: Stated | None, layout: Layout) -> tuple[str, ...]:
         window += f"before fine-tuning {'-'.join(map(str, stated.pretrained or ()))}, "
     if layout is TRANSFORMERS:
         window += f"LayerNorm's epsilon {stated.epsilon:g}, activation {stated.activation}, "
-    notes = [f"{stated.source} says: {window.removesuffix(', ')}"]
+    notes = [f"{stated.source} says: {window.removesuffix(', ')}"] if window else []
     if stated.labels:
         notes.append(f"{stated.source} names the columns {', '.join(stated.labels[:8])}: hold that against the card's labels")
     return tuple(notes)

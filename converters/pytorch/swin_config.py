@@ -18,7 +18,18 @@ from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 CONFIG = "config.json"
 LARGEST_CONFIG = 1 << 20
 """Bytes; a configuration has some thousand."""
-HARMLESS_ARGUMENTS = {"mlp_ratio", "qkv_bias", "global_pool", "drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "num_classes", "in_chans", "pretrained"}
+HARMLESS_ARGUMENTS = {
+    "mlp_ratio",
+    "qkv_bias",
+    "global_pool",
+    "drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+    "num_classes",
+    "in_chans",
+    "pretrained",
+}
 """Arguments of timm's networks that change nothing in what a trained network of the tensors' shapes answers, or are checked."""
 TOLD_BY_TENSORS = (("patch", "patch_size"), ("embed", "embed_dim"), ("depths", "depths"), ("heads", "num_heads"))
 """Fields of `SwinSizes` and their names in both libraries' configurations."""

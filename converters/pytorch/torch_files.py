@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import pickle
-import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,63 +12,11 @@ from typing import Any
 
 from fundus_rt.converters.backends import require, require_torchvision, versions
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.torch_content import check_tensors, network_in, without_wrappers
+from fundus_rt.converters.pytorch.pickle_listing import DATA_CLASSES, DICTIONARIES, SEQUENCES, protocol_of, walk
+from fundus_rt.converters.pytorch.torch_content import network_in, without_wrappers
+from fundus_rt.converters.pytorch.torch_tensors import check_tensors
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
-DATA_CLASSES = (
-    "_codecs.encode",
-    *(
-        f"builtins.{name}"
-        for name in ("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range")
-    ),
-    *(f"builtins.{name}" for name in ("set", "slice", "str", "tuple")),
-    "datetime.date",
-    "datetime.datetime",
-    "datetime.time",
-    "datetime.timedelta",
-    "datetime.timezone",
-    "decimal.Decimal",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.numeric._frombuffer",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy.core.numeric._frombuffer",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.PureWindowsPath",
-    "pathlib.WindowsPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-    "torch.torch_version.TorchVersion",
-    "types.SimpleNamespace",
-    "uuid.UUID",
-)
-"""Classes of plain data that training scripts store beside the weights. None of them is ever looked up: each is read as a
-`LeftAside`, so that neither their code nor numpy's runs on what a file says."""
-
-DICTIONARIES = (
-    "addict.addict.Dict",
-    "collections.defaultdict",
-    "easydict.EasyDict",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning.pytorch.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "mmcv.utils.config.ConfigDict",
-    "mmengine.config.config.ConfigDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "yacs.config.CfgNode",
-)
-"""Classes of dictionaries, read as plain ones without being looked up."""
-SEQUENCES = ("collections.deque",)
-"""Classes of lists, read as plain ones without being looked up."""
-PLAIN_DATA = {*DATA_CLASSES, *DICTIONARIES, *SEQUENCES, "collections.Counter"}
-HARMLESS_GLOBALS = ("collections.OrderedDict", "argparse.Namespace", "torch._utils.", "torch.Size", "torch.device")
-OUR_LIBRARIES = ("torch.", "torchvision.", "timm.", "collections.", "builtins.", "numpy.")
-"""What a pickled network asks for in any case; named last, so that a stranger among them is not overlooked."""
 SHOWN = 12
 """How many of the names that a pickle asks for are shown."""
 FOLDER = 0x10
@@ -125,10 +71,23 @@ def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress:
         _refuse_forged_zip(path)
     content = _load(torch, path, trust_pickle, progress)
     notes: list[str] = []
-    state, module = network_in(torch, path, content, notes)
+    found = network_in(torch, path, content, notes)
+    state = found.state
     check_tensors(torch, path, state, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return Checkpoint(path, sha256, kind, "pytorch", shapes, state, module=module, notes=tuple(notes), trusted=trust_pickle)
+    return Checkpoint(
+        path,
+        sha256,
+        kind,
+        "pytorch",
+        shapes,
+        state,
+        module=found.module,
+        notes=tuple(notes),
+        trusted=trust_pickle,
+        classes=found.classes,
+        stated_architecture=found.architecture,
+    )
 
 
 def read_safetensors(path: Path, sha256: str) -> Checkpoint:
@@ -196,10 +155,16 @@ def _load(torch: Any, path: Path, trust_pickle: bool, progress: Callable[[str], 
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = globals_asked_for(path)
-        protocol = _protocol(path)
+        asked, stopped = walk(path)
+        protocol = protocol_of(path)
         listing = ", ".join(asked[:SHOWN]) + (f" and {len(asked) - SHOWN} more" if len(asked) > SHOWN else "")
         listing = listing or f"no code by name, but torch's safe reader does not take it (pickle protocol {protocol})"
+        if stopped:
+            raise UntrustedCheckpointError(
+                f"{path.name} is damaged or forged: it asks for {', '.join(asked[:SHOWN]) or 'nothing'} up to a place where it "
+                f"cannot be followed ({stopped}), so what it would run cannot be listed and it is not read, trusted or not. "
+                f"Download it again, or ask for the state_dict."
+            ) from error
         if not asked and not trust_pickle and protocol <= 2:
             raise UnsupportedCheckpointError(
                 f"{path.name} is damaged, or holds what torch's safe reader does not take ({_reason(error)}); download it "
@@ -215,7 +180,7 @@ def _load(torch: Any, path: Path, trust_pickle: bool, progress: Callable[[str], 
             f"{path.name} is cut short or damaged ({_first_line(error)}); download it again and compare its size"
         ) from error
     if progress is not None:
-        progress(f"Running code from {path.name}, as --trust-pickle allows: it asks for {listing}")
+        progress(f"Running code from {path.name}, as --trust-pickle allows: it asks for {', '.join(asked) or listing}")
     if any(name.startswith(("torchvision.", "timm.")) for name in asked):
         require_torchvision()
     try:
@@ -248,72 +213,6 @@ def _what_is_missing(error: Exception) -> str:
             "the authors for the state_dict"
         )
     return "it needs the code it was saved with: install that, or ask the authors for the state_dict"
-
-
-class _Inert:
-    """Answers everything that a pickle can ask of an object, and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-        return _Inert()
-
-    def __setstate__(self, state: Any) -> None: ...
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-    def append(self, value: Any) -> None: ...
-    def extend(self, values: Any) -> None: ...
-    def add(self, value: Any) -> None: ...
-
-
-def globals_asked_for(path: Path) -> tuple[str, ...]:
-    """Names of the functions and classes, other than tensors and plain data, that a pickle asks for; nothing of it is run.
-
-    Every global is answered with an inert stand-in, so the whole pickle can be walked. The walk is Python's own unpickler
-    written in Python, whose memory grows only with what it has read. Names of packages that any network asks for (torch,
-    torchvision, timm) come last.
-    """
-    asked: dict[str, None] = {}
-
-    class Lister(pickle._Unpickler):
-        def find_class(self, module: str, name: str, /) -> Any:
-            full = f"{module}.{name}".replace("__builtin__.", "builtins.")
-            storage = full.startswith("torch.") and full.endswith("Storage")
-            if not storage and not full.startswith(HARMLESS_GLOBALS) and full not in PLAIN_DATA:
-                asked[full] = None
-            return _Inert
-
-        def persistent_load(self, pid: Any, /) -> Any:
-            return _Inert()
-
-    try:
-        for stream in _pickles_of(path):
-            for _ in pickletools.genops(stream):
-                pass  # stops with an error at an opcode that claims more than the file holds, before anything is made of it
-        for stream in _pickles_of(path):
-            Lister(stream).load()
-    except Exception as error:  # a hostile or damaged pickle may stop anywhere: what was asked until then still counts
-        if not asked and isinstance(error, OSError):
-            raise
-    return tuple(sorted(asked, key=lambda name: name.startswith(OUR_LIBRARIES)))
-
-
-def _pickles_of(path: Path) -> list[Any]:
-    """Streams at the pickles of a torch file: ``data.pkl`` of the zip format, else the file's four in a row."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-            return [io.BytesIO(archive.read(name))]
-    stream = io.BytesIO(path.read_bytes())
-    return [stream] * 4
-
-
-def _protocol(path: Path) -> int:
-    """Protocol of the pickle that names the tensors; 2 is what torch.save writes unless told otherwise."""
-    try:
-        streams = _pickles_of(path)
-        start = streams[-1].getvalue()[:2]
-    except (OSError, zipfile.BadZipFile, StopIteration):
-        return 0
-    return int(start[1]) if len(start) == 2 and start[0] == 0x80 else 0
 
 
 def _reason(error: BaseException) -> str:

@@ -169,8 +169,8 @@ def _row_per_picture(torch: Any, checkpoint: Checkpoint, module: Any, pictures: 
     except Exception as error:  # whatever the network's own code raises
         text = " ".join(str(error).split())[:240]
         raise UnsupportedCheckpointError(
-            f"{checkpoint.path.name}: {network} does not run on pictures {list(pictures.shape)} ({type(error).__name__}: {text}). "
-            f"Check the card's preprocessing.input_size; a pickled module may need the versions that it was saved with."
+            f"{checkpoint.path.name}: {network} does not run on pictures {list(pictures.shape)} ({type(error).__name__}: {text}"
+            f"). Check the card's preprocessing.input_size; a pickled module may need the versions that it was saved with."
         ) from error
     problem = _problem_of_answer(torch, answer, len(pictures))
     if problem:

@@ -10,7 +10,9 @@ import dataclasses
 import gc
 import hashlib
 import io
+import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections import Counter
@@ -30,6 +32,7 @@ from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError
 
 PACKAGES = ("tensorflow", "keras", "tf2onnx")
+OTHER_PRECISIONS = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64")
 OLDEST = (3, 6)
 """Keras before 3.6 reads Normalization layers of an ``.h5`` as doing nothing (its issue 20147)."""
 
@@ -55,7 +58,14 @@ def identify_keras3(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     def build() -> Network:
         return Keras3Network(build_keras3(checkpoint, architecture.description), architecture.input_size)
 
-    return dataclasses.replace(architecture, build=build, packages=PACKAGES)
+    notes = architecture.notes
+    _, lowered = in_single_precision(config)
+    if lowered:
+        notes += (
+            f"{len(lowered)} layers computed in another precision at training ({lowered[0]}, ...): computed in float32 here, as "
+            f"their weights are stored",
+        )
+    return dataclasses.replace(architecture, build=build, packages=PACKAGES, notes=notes)
 
 
 def _with_statistics(checkpoint: Checkpoint) -> Checkpoint:
@@ -140,7 +150,7 @@ def build_keras3(checkpoint: Checkpoint, description: str) -> Any:
     _, keras = require_keras3()
     ending = ".keras" if checkpoint.format == "keras-archive" else ".h5"
     try:
-        with quiet_tracing(), _named_with(checkpoint.path, ending) as path:
+        with quiet_tracing(), _loadable(checkpoint, ending) as path:
             network = keras.saving.load_model(path, compile=False, safe_mode=not checkpoint.trusted)
     except Exception as error:  # whatever a layer's constructor raises on settings that it does not know
         text = " ".join(str(error).split())[:300]
@@ -196,7 +206,14 @@ def _fix_constants(network: Any) -> None:
 
 
 def _compare_weights(checkpoint: Checkpoint, network: Any) -> None:
-    """Raise unless the network's weights are the file's tensors, value by value: each exactly once, none left over."""
+    """Raise unless the network's weights are the file's tensors, value by value: each exactly once, none left over.
+
+    An ``.h5`` names its tensors, and each has to be in the weight of that name: Keras loads in the order of ``layer_names``,
+    which could put the tensors of two layers of one shape in each other's place. An archive numbers them by the same
+    configuration that makes the network.
+    """
+    if checkpoint.format != "keras-archive":
+        _compare_names(checkpoint, network)
     loaded: Counter[str] = Counter(_fingerprint(np.asarray(weight)) for weight in network.weights)
     stored: dict[str, str] = {}
     held: Counter[str] = Counter()
@@ -211,6 +228,39 @@ def _compare_weights(checkpoint: Checkpoint, network: Any) -> None:
             f"{len(unused)} of the file's were not loaded ({', '.join(unused[:4]) or 'none'}); a network loaded in part "
             f"gives wrong answers, so nothing is converted"
         )
+
+
+def _compare_names(checkpoint: Checkpoint, network: Any) -> None:
+    """Raise unless each weight holds the tensor of its own layer and name in an ``.h5``."""
+    places = {id(weight): f"{layer.name}/{weight.path}" for layer in network.layers for weight in layer.weights}
+    wanted = {places.get(id(weight), f"top_level_model_weights/{weight.path}"): weight for weight in network.weights}
+    if len(wanted) == len(network.weights) and set(wanted) != set(checkpoint.shapes):
+        outer = sorted({layer.name for layer in network.layers} | {"top_level_model_weights"}, key=len, reverse=True)
+        wanted = {_layer_and_weight(name, outer): weight for name, weight in wanted.items()}
+        names = {name: _layer_and_weight(name, outer) for name in checkpoint.shapes}
+    else:
+        names = {name: name for name in checkpoint.shapes}
+    certain = (
+        len(wanted) == len(network.weights) and len(set(names.values())) == len(names) and set(wanted) == set(names.values())
+    )
+    other = [
+        name
+        for name, values in (_stored_tensors(checkpoint) if certain else ())
+        if _fingerprint(values) != _fingerprint(np.asarray(wanted[names[name]]))
+    ]
+    if other or not certain:
+        found = f"its tensor {other[0]!r} is not in the weight of that name" if other else "its tensors have other names"
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: Keras loads it in the order of its list of layers, and {found} ({len(other)} of "
+            f"{len(names)}); a network with its weights in other places gives wrong answers, so nothing is converted. Save it "
+            f"again with model.save('model.keras') where it answers rightly."
+        )
+
+
+def _layer_and_weight(name: str, outer: list[str]) -> str:
+    """The outermost layer, the layer that has the weight, and the weight, without the scopes between them."""
+    layer = next((found for found in outer if name.startswith(f"{found}/")), "")
+    return "/".join([layer, *name.removeprefix(f"{layer}/").split("/")[-2:]])
 
 
 def _stored_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
@@ -232,12 +282,49 @@ def _fingerprint(values: np.ndarray) -> str:
 
 
 @contextmanager
-def _named_with(path: Path, ending: str) -> Iterator[Path]:
-    """The file under a name with the ending by which Keras chooses its reader."""
-    if path.suffix == ending:
-        yield path
+def _loadable(checkpoint: Checkpoint, ending: str) -> Iterator[Path]:
+    """The file in single precision, under a name with the ending by which Keras chooses its reader."""
+    source = checkpoint.path
+    config, layers = in_single_precision(checkpoint.keras_config or {})
+    if source.suffix == ending and not layers:
+        yield source
         return
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / f"network{ending}"
-        other.symlink_to(path.resolve())
+        if not layers:
+            other.symlink_to(source.resolve())
+        elif ending == ".keras":
+            with zipfile.ZipFile(source) as archive, zipfile.ZipFile(other, "w") as copied:
+                for name in archive.namelist():
+                    copied.writestr(name, json.dumps(config).encode() if name == "config.json" else archive.read(name))
+        else:
+            shutil.copyfile(source, other)
+            with require("h5py").File(other, "r+") as file:
+                file.attrs["model_config"] = json.dumps(config)
         yield other
+
+
+def in_single_precision(config: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A configuration whose layers compute in float32, and the names of those for which that is another precision."""
+    changed: list[str] = []
+
+    def renewed(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [renewed(inner, name) for inner in value]
+        if not isinstance(value, dict):
+            return value
+        own = str(value.get("name") or name)
+        if _policy(value.get("dtype")) in OTHER_PRECISIONS:
+            if value.get("class_name") is None and "keras_history" not in value:
+                changed.append(own)
+            value = {**value, "dtype": "float32"}
+        return {key: renewed(inner, own) for key, inner in value.items()}
+
+    single = renewed(config, "")
+    return single, tuple(dict.fromkeys(changed))
+
+
+def _policy(dtype: Any) -> str:
+    """Name of a precision, given plainly or as a DTypePolicy."""
+    settings = dtype.get("config") if isinstance(dtype, dict) else None
+    return str(settings.get("name")) if isinstance(settings, dict) else str(dtype)

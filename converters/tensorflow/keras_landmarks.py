@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.tensorflow.keras_config import Config, layer_name, layers_of, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import NETWORKS, Config, layer_name, layers_of, settings_of, walk_layers
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,35 @@ def changed_backbone(checkpoint: Checkpoint, landmark: Landmark) -> str:
     widths = (settings_of(layer).get("filters", 0) for layer in walk_layers(config) if layer_name(layer) == width_of)
     expected = published_parameters(landmark, next(widths, 0))
     names = _backbone_layers(config, landmark.end)
-    if not checkpoint.shapes or not expected or not names or checkpoint.format not in ("keras-h5", "keras-h5-weights"):
+    if not checkpoint.shapes or not expected or not names:
         return ""
-    outermost = landmark.end in {layer_name(layer) for layer in layers_of(config)}
-    found = sum(numbers_in(shape) for name, shape in checkpoint.shapes.items() if _belongs(name, names, outermost))
+    if checkpoint.format == "keras-archive":
+        places = [place for place, layer in _archive_places(config) if layer_name(layer) in names]
+        found = sum(numbers_in(checkpoint.shapes[name]) for name in checkpoint.shapes if name.partition("/vars/")[0] in places)
+    else:
+        outermost = landmark.end in {layer_name(layer) for layer in layers_of(config)}
+        found = sum(numbers_in(shape) for name, shape in checkpoint.shapes.items() if _belongs(name, names, outermost))
     if found == expected:
         return ""
     return f"a Keras network with the layer names of {landmark.title}, but {found:,} parameters in them in place of {expected:,}"
+
+
+def _archive_places(config: Config, before: str = "") -> Iterator[tuple[str, Config]]:
+    """Where a ``.keras`` archive keeps each layer's weights, and the layer.
+
+    Keras 3 names them by their class in the order of the configuration: ``layers/conv2d``, ``layers/conv2d_1``, and those of
+    a nested network under ``layers/functional/``.
+    """
+    seen: Counter[str] = Counter()
+    for layer in layers_of(config):
+        if ".ops." in str(layer.get("module", "")):
+            continue  # arithmetic between layers, which Keras does not count among them
+        words = re.sub(r"\W+", "", str(layer["class_name"]))
+        words = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", words)).lower()
+        place = f"{before}layers/{words}" + (f"_{seen[words]}" if seen[words] else "")
+        seen[words] += 1
+        yield place, layer
+        yield from _archive_places(layer, f"{place}/") if layer["class_name"] in NETWORKS else ()
 
 
 def _backbone_layers(config: Config, end: str) -> set[str]:
