@@ -101,7 +101,7 @@ def shipped_figures(path: Path) -> dict[str, Any]:
         "parameters_in_file": parameters["in_file"],
         "parameters_used": parameters["used"],
         "parameters_in_network": parameters["in_network"],
-        "matched_per_cent": round(100 * parameters["used"] / parameters["in_network"], 3),
+        "matched_per_cent": round(100 * parameters["used"] / max(1, parameters["in_network"]), 3),
         "unit": worst["unit"],
         "range": worst["highest"] - worst["lowest"],
         "largest": worst["largest"],

@@ -3,7 +3,9 @@
     python -m fundus_rt.benchmarks.conversion_speed CHECKPOINT CARD SHIPPED.onnx -o FILE.json
 
 The plain exporter's graph is what `torch.onnx.export` or tf2onnx writes for the network as its own library computes it, from
-the normalised float picture on. The shipped graph begins with grey levels and also sums the receipt, so it does more.
+the normalised float picture on. Where the checkpoint is an ONNX file it is that file's own graph, brought to an operator set
+that is shipped and made to take any batch; of a SavedModel, tf2onnx' graph of its signature. The shipped graph begins with
+grey levels and also sums the receipt, so it does more.
 """
 
 from __future__ import annotations
@@ -42,7 +44,13 @@ def main() -> None:
 
 
 def plain_graph(checkpoint_path: Path, card: ModelCard, named: str | None = None, trust: bool = False) -> Any:
-    """What the plain exporter writes for a checkpoint's network: an `onnx.ModelProto` with a normalised float input."""
+    """The graph that the shipped one is held against: an `onnx.ModelProto` with a normalised float input.
+
+    For PyTorch and Keras what the plain exporter writes. For an ONNX file no exporter runs: it is the file's own graph as
+    `fundus_rt.converters.graphs.onnx_upgrade` and `onnx_batch` give it (functions inlined, Dropout taken out, the operator set
+    changed, sizes of the batch rewritten where there were any), not yet cleaned. For a SavedModel it is what tf2onnx writes, its
+    batch freed in the same way.
+    """
     from fundus_rt.converters.architecture import identify_architecture
     from fundus_rt.converters.checkpoint import read_checkpoint
     from fundus_rt.converters.pytorch.torch_export import onnx_from_torch

@@ -2,12 +2,13 @@
 
     python -m fundus_rt.benchmarks.conversions                   every case at its smallest size
     python -m fundus_rt.benchmarks.conversions --full --speed    at the published sizes, with ONNX Runtime's ratio
-    python -m fundus_rt.benchmarks.conversions --only swin       cases with the word in their name
+    python -m fundus_rt.benchmarks.conversions --only swin       cases with the word in their name, also with --markdown
     python -m fundus_rt.benchmarks.conversions --markdown        the table for a README, from the record that is there
 
 Every checkpoint is written with random weights (not timed) and converted by ``fundus-rt convert`` on the example photographs
 in a process of its own, so seconds and peak memory belong to one conversion. Each finished row is kept at once in
-``benchmarks/results``; a later run does only what is missing or failed. The exit status is 1 where a row failed.
+``benchmarks/results``, with the date, the machine and the versions of the run that made it; a later run does only what is
+missing or failed. The exit status is 1 where a row failed.
 """
 
 from __future__ import annotations
@@ -54,11 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kind = "full" if options.full else "quick"
     path = options.output or Path("benchmarks/results") / f"conversions-{kind}-{label(found)}.json"
     record = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    record |= {"date": datetime.date.today().isoformat(), "environment": found}
+    stamp = {"date": datetime.date.today().isoformat(), "environment": found}
     rows: dict[tuple[str, int], dict[str, Any]] = {(row["case"], row["size"]): row for row in record["rows"]}
-    if options.markdown and rows:
-        sys.stdout.write(markdown(list(rows.values())))
-        return int(any("error" in row for row in rows.values()))
+    kept = [row for row in rows.values() if options.only in row["case"]]
+    if options.markdown and kept:
+        sys.stdout.write(markdown(kept))
+        return int(any("error" in row for row in kept))
     chosen = [(module, case) for module, case in _all_cases(options.cases or MODULES) if options.only in case.name]
     if not chosen:
         sys.stderr.write(f"no case has {options.only!r} in its name\n")
@@ -69,9 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = rows.get(key)
         if row is None or "error" in row or (options.speed and "speed_ratio" not in row):
             sys.stderr.write(f"{number}/{len(chosen)} {case.name} at {key[1]}\n")
-            rows[key] = row = row_of(module, case, key[1], options.speed)
-            record["rows"] = list(rows.values())
-            _keep(path, record)
+            rows[key] = row = row_of(module, case, key[1], options.speed) | stamp
+            _keep(path, {"rows": list(rows.values())})
         done.append(row)
     sys.stdout.write(markdown(done) if options.markdown else _table(done))
     sys.stdout.write(summary(done))

@@ -49,10 +49,6 @@ class Checkpoint:
     ``meta.dataset_meta.classes``, torchvision's ``class_to_idx``); empty when it does not."""
     stated_architecture: str = ""
     """What the file's own training options call the network (``arch``, ``args.model``), unchecked; empty when they do not."""
-    classes: tuple[str, ...] = ()
-    """Class names in the order of the outputs, where the file itself states them."""
-    stated_architecture: str = ""
-    """What the file itself calls its network (``arch``, a training script's options); empty where it does not."""
 
     @property
     def parameters(self) -> int:

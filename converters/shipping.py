@@ -38,8 +38,8 @@ def ship(model: Any, card: ModelCard) -> Any:
 
     Input ``frames`` [N, H, W, 3], BGR, uint8 or float32 grey levels 0 to 255 as the card says, batch dynamic; uint8 is cast
     to float32 by the first node, float32 needs no cast. Output ``receipt`` float32 [N, H]: sums over width and channels of
-    these float32 grey levels, exact for uint8 because W * 3 * 255 < 2^24 up to a width of 21,931. One output per entry of the card, under
-    its name, float32 [N, columns].
+    these float32 grey levels, exact for uint8 because W * 3 * 255 < 2^24 up to a width of 21,931. One output per entry of the
+    card, under its name, float32 [N, columns].
 
     Args:
         model: an `onnx.ModelProto` with one float32 input, [N, 3, H, W] or [N, H, W, 3], normalised pixels in the card's

@@ -58,6 +58,16 @@ def test_averaged_weights_go_first_and_the_others_are_named(tmp_path: Path, stat
     assert any("also there and not used: state_dict" in note for note in read_checkpoint(path).notes)
 
 
+@pytest.mark.parametrize("mark", [{"message_hub": {"log_scalars": {}}}, {"meta": {"mmengine_version": "0.10.4", "epoch": 3}}])
+def test_mmengine_has_swapped_the_averages_into_state_dict(tmp_path: Path, state: dict[str, Any], mark: dict[str, Any]) -> None:
+    last = {"steps": torch.tensor(10)} | {f"module.{name}": tensor + 1 for name, tensor in state.items()}
+    path = make.save_torch(tmp_path / "x.pth", {"state_dict": state, "ema_state_dict": last} | mark)
+    assert_holds(path, state)
+    assert any("state_dict holds the averaged weights" in note for note in read_checkpoint(path).notes)
+    without = make.save_torch(tmp_path / "y.pth", {"state_dict": state, "ema_state_dict": last})
+    assert torch.equal(read_checkpoint(without).state["a.bias"], state["a.bias"] + 1)
+
+
 def test_containers_nest(tmp_path: Path, state: dict[str, Any]) -> None:
     assert_holds(make.save_torch(tmp_path / "x.pth", {"model": {"state_dict": state}, "epoch": 3}), state)
 
@@ -187,3 +197,21 @@ def test_a_dictionary_without_tensors_and_a_bare_tensor_are_refused(tmp_path: Pa
         read_checkpoint(make.save_torch(tmp_path / "x.pth", {"epoch": 3}))
     with pytest.raises(UnsupportedCheckpointError, match="holds a Tensor"):
         read_checkpoint(make.save_torch(tmp_path / "x.pth", torch.zeros(3)))
+
+
+def test_what_stands_where_the_network_should_is_named(tmp_path: Path, state: dict[str, Any]) -> None:
+    for content, expected in (
+        ({"model": None}, "'model' is a NoneType"),
+        ({"models": [state, state]}, r"'models' is a list of 2 \(dict\)"),
+        ([state, state], r"holds a list of 2 \(dict\)"),
+    ):
+        with pytest.raises(UnsupportedCheckpointError, match=expected):
+            read_checkpoint(make.save_torch(tmp_path / "x.pth", content))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_the_file_of_a_folder_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_bytes(b"any")
+    with pytest.raises(UnsupportedCheckpointError, match=f"give the file of the network in it: .*{name}"):
+        read_checkpoint(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from fundus_rt.benchmarks.conversion_case import ConversionCase
-from fundus_rt.benchmarks.conversion_row import LEAN
+from fundus_rt.benchmarks.conversion_row import LEAN, shipped_figures
 from fundus_rt.benchmarks.conversions import markdown, summary
+from fundus_rt.models.card import CARD_KEY
 from tests.conftest import REPOSITORY, environment
 
 
@@ -101,17 +103,24 @@ def test_the_table_of_small_networks(tmp_path: Path) -> None:
         assert row["speed_ratio"] > 0 and row["processor_ratio"] > 0 and row["speed_rounds"] >= 9
         assert not any(row[name] for name in LEAN)
     assert [row["unit"] for row in found.values()] == ["probability", "years"]
-    assert "packages" in json.loads(output.read_text())["environment"]
+    assert set(json.loads(output.read_text())) == {"rows"}
+    assert all(
+        row["environment"]["packages"]["onnxruntime"] and re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) for row in found.values()
+    )
 
     before = output.read_text()
-    found[CASES[0].name]["seconds"] = 12345.0
+    found[CASES[0].name] |= {"seconds": 12345.0, "date": "2001-02-03", "environment": {"packages": {"onnxruntime": "0.1"}}}
     record = json.loads(before) | {"rows": list(found.values())}
     output.write_text(json.dumps(record))
     again = table(output)
     assert again.returncode == 1, "two of the four cases fail"
     after = rows(output)
     assert after[CASES[0].name]["seconds"] == 12345.0, "a finished row was run again"
+    assert after[CASES[0].name]["date"] == "2001-02-03" < after[CASES[2].name]["date"]
+    assert after[CASES[0].name]["environment"]["packages"] == {"onnxruntime": "0.1"}
     assert "12345.0" in again.stdout
+    listed = table(output, "--markdown", "--only", "opset-17").stdout.splitlines()
+    assert len(listed) == 3 and "12345.0" in listed[2]
     assert "broken.onnx" in after[CASES[2].name]["error"] and "the disk was full" in after[CASES[3].name]["error"]
     assert str(tmp_path) not in output.read_text()
     assert again.stdout.count("FAILED") >= 4
@@ -122,6 +131,21 @@ def test_a_word_that_no_case_has_is_an_error(tmp_path: Path) -> None:
     done = table(tmp_path / "record.json", "--only", "no such network")
     assert done.returncode == 2 and "no such network" in done.stderr
     assert not (tmp_path / "record.json").exists()
+
+
+def test_a_file_without_parameters_has_figures(tmp_path: Path) -> None:
+    """Weights that are computed, or a record of an earlier version: nothing is divided by zero."""
+    onnx = pytest.importorskip("onnx")
+    source = _network(tmp_path, 64, 1)
+    model = onnx.load(str(source))
+    outputs = [{"unit": "years", "highest": 2.0, "lowest": 1.0, "largest": 0.5, "photographs": 3}]
+    provenance = {
+        "architecture": "none", "parameters": {"in_file": 0, "used": 0, "in_network": 0}, "parity": {"outputs": outputs}
+    }  # fmt: skip
+    onnx.helper.set_model_props(model, {CARD_KEY: json.dumps({"provenance": provenance})})
+    onnx.save(model, str(source))
+    figures = shipped_figures(source)
+    assert figures["matched_per_cent"] == 0 and figures["relative_to_range"] == 0.5
 
 
 def test_what_is_above_the_aim_or_not_lean_is_counted_so() -> None:

@@ -270,6 +270,55 @@ def test_parameters_beside_the_file_are_read_from_beside_it_only(tmp_path: Path)
             read_checkpoint(folder / "y.onnx")
 
 
+def test_places_in_a_file_beside_it_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    nodes, tensors = ordinary()
+    source = classifier(tmp_path / "x.onnx", nodes, tensors)
+    model = onnx.load(str(source))
+    onnx.save(model, str(source), save_as_external_data=True, location="x.data", size_threshold=0)
+    for key, told in (("offset", "abc"), ("offset", "-8"), ("length", "-8"), ("length", "1e3"), ("offset", "9" * 40)):
+        broken = onnx.load(str(source), load_external_data=False)
+        next(entry for entry in broken.graph.initializer[0].external_data if entry.key == key).value = told
+        onnx.save(broken, str(tmp_path / "y.onnx"))
+        with pytest.raises(UnsupportedCheckpointError, match=rf"'kernel', kept in x\.data, that its {key} is '{told}'"):
+            read_checkpoint(tmp_path / "y.onnx")
+
+
+def test_parameters_are_counted_wherever_they_are(tmp_path: Path) -> None:
+    """In Constant nodes, in a function, in a branch and in a sparse initializer: the same parameters as initializers have."""
+    nodes, tensors = ordinary()
+    kernel, head, flat = tensors
+    constant = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+    report = converted(classifier(tmp_path / "constants.onnx", [*constant, *nodes], []))
+    account = report.architecture.account
+    assert account.file_tensors == account.used_tensors == 3
+    assert account.file_parameters == account.network_parameters == 8 * 3 * 3 * 3 + COLUMNS * 8 + 2
+    body = [helper.make_node("Constant", [], ["kernel"], value=kernel), nodes[0]]
+    function = helper.make_function("author", "Stem", ["image"], ["a"], body, [helper.make_opsetid("", 17)])
+    stem = helper.make_node("Stem", ["image"], ["a"], domain="author")
+    domains = [helper.make_opsetid("author", 1)]
+    source = classifier(tmp_path / "f.onnx", [stem, *nodes[1:]], [head, flat], functions=[function], domains=domains)
+    assert read_checkpoint(source).shapes == {"head": (COLUMNS, 8), "flat": (2,), "kernel": (8, 3, 3, 3)}
+    model = onnx.load(str(classifier(tmp_path / "s.onnx", nodes, [kernel, flat])))
+    values = onnx.numpy_helper.from_array(np.asarray([2, -3], np.float32), "head")
+    places = onnx.numpy_helper.from_array(np.asarray([1, 20], np.int64), "places")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [COLUMNS, 8]))
+    onnx.save(model, str(tmp_path / "s.onnx"))
+    assert identify_architecture(read_checkpoint(tmp_path / "s.onnx"), CARD).account == account
+
+
+def test_what_nothing_reads_is_listed_where_small_and_refused_where_large(tmp_path: Path) -> None:
+    nodes, tensors = ordinary()
+    small = constants(np.random.default_rng(0), left=(10, 100))
+    source = classifier(tmp_path / "small.onnx", nodes, tensors + small)
+    assert identify_architecture(read_checkpoint(source), CARD).account.unused == {"left": "no node of the graph reads it"}
+    large = constants(np.random.default_rng(0), other_head=(11, 91))
+    refused(classifier(tmp_path / "large.onnx", nodes, tensors + large), r"reads 1 of its tensors: other_head \[11, 91\]")
+    inside = helper.make_node("Constant", [], ["other_head"], value=large[0])
+    refused(classifier(tmp_path / "inside.onnx", [inside, *nodes], tensors), r"reads 1 of its tensors: other_head \[11, 91\]")
+    empty = [helper.make_node("GlobalAveragePool", ["image"], ["means"]), helper.make_node("Flatten", ["means"], ["answer"])]
+    refused(classifier(tmp_path / "empty.onnx", empty, []), "holds no parameters")
+
+
 def refused(source: Path, message: str) -> None:
     with pytest.raises(UnsupportedCheckpointError, match=message):
         identify_architecture(read_checkpoint(source), CARD)
@@ -288,6 +337,10 @@ def test_inputs_and_outputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     grey = constants(np.random.default_rng(0), kernel=(8, 1, 3, 3)) + tensors[1:]
     refused(classifier(tmp_path / "f.onnx", nodes, grey, image=[1, 1, SIZE, SIZE]), r"input of shape \[1, 1, 32, 32\]")
     refused(classifier(tmp_path / "g.onnx", nodes, tensors, image=[1, 3, 64, 64]), "64 x 64 pixels, but the card")
+    first = onnx.numpy_helper.from_array(np.asarray(0, np.int64), "first")
+    one = [*nodes, helper.make_node("Gather", ["answer", "first"], ["one"], axis=1)]
+    squeezed = {"outputs": ["one"], "answer": [1]}
+    refused(classifier(tmp_path / "i.onnx", one, [*tensors, first], **squeezed), r"shape \[1\].*without the Squeeze")
     best = [*nodes, helper.make_node("ArgMax", ["answer"], ["best"], axis=1)]
     number = {"outputs": ["best"], "answer": [1, 1], "out": onnx.TensorProto.INT64}
     refused(classifier(tmp_path / "h.onnx", best, tensors, **number), "answers with int64 numbers")

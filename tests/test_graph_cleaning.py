@@ -13,7 +13,20 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper
 
 from fundus_rt.converters.graphs.graph_cleaning import clean_graph, leanness
+from fundus_rt.models.errors import UnsupportedCheckpointError
 from tests.graph_builder import CHANNELS, COUNTS, Builder, answers, cleaned
+
+
+def test_a_graph_that_runs_in_a_circle_is_refused() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Neg", ["a"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "circle", ends[:1], ends[1:]))
+    with pytest.raises(UnsupportedCheckpointError, match="runs in a circle"):
+        clean_graph(model)
 
 
 @pytest.mark.parametrize("bias", [True, False])

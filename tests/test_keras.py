@@ -114,7 +114,7 @@ def edit_operation(config: dict[str, Any]) -> None:
 
 def edit_foreign(config: dict[str, Any]) -> None:
     """Make one layer a class of another package."""
-    config["config"]["layers"][2]["class_name"] = "GroupNormalization"
+    config["config"]["layers"][2]["class_name"] = "UnitNormalization"
 
 
 def edit_activation(config: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def edit_layers(config: dict[str, Any]) -> None:
     ("edit", "error", "message"),
     [
         (edit_operation, UntrustedCheckpointError, r"calls tf\.io\.write_file"),
-        (edit_foreign, UnsupportedCheckpointError, "layer GroupNormalization"),
+        (edit_foreign, UnsupportedCheckpointError, "layer UnitNormalization"),
         (edit_activation, UnsupportedCheckpointError, "activation my_activation"),
         (edit_layers, UnsupportedCheckpointError, "damaged"),
     ],

@@ -185,7 +185,9 @@ FOREIGN = {
 def test_code_and_foreign_objects_are_refused_before_keras_sees_them(tmp_path: Path, small: Path, name: str) -> None:
     edit = (EXECUTED | FOREIGN)[name]
     path = edited(small, tmp_path / "x.keras", edit)
-    with pytest.raises(UnsupportedCheckpointError, match=r"would execute code|not part of Keras") as caught:
+    with pytest.raises(
+        UnsupportedCheckpointError, match=r"would execute code|not among the layers and functions of Keras"
+    ) as caught:
         read_checkpoint(path)
     assert isinstance(caught.value, UntrustedCheckpointError) == (name in EXECUTED or "functions" in name)
     if name == "lambda layer":
@@ -267,3 +269,81 @@ def test_a_keras_that_reads_normalization_wrongly_is_not_used(monkeypatch: pytes
     monkeypatch.setattr(KERAS, "__version__", "3.5.0")
     with pytest.raises(BackendUnavailableError, match=r"keras 3\.5\.0 is installed.*3\.6 or later"):
         keras3_export.require_keras3()
+
+
+def convolutions(folder: Path) -> tuple[Any, Path]:
+    """A network with two convolutions of one shape, and its ``.h5``."""
+    layers = KERAS.layers
+    KERAS.utils.set_random_seed(4)
+    found = [layers.Conv2D(3, 3, name=name, activation="tanh", bias_initializer="normal") for name in ("first", "second")]
+    pooled = [layers.GlobalAveragePooling2D(name="pool"), layers.Dense(2, name="answer")]
+    network = KERAS.Sequential([KERAS.Input((16, 16, 3)), *found, *pooled])
+    network.save(folder / "x.h5")
+    return network, folder / "x.h5"
+
+
+def test_layers_of_one_shape_that_changed_places_in_an_h5_are_noticed(tmp_path: Path) -> None:
+    """Keras loads in the order of ``layer_names``: the same values, in the wrong layers."""
+    network, path = convolutions(tmp_path)
+    images = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
+    loaded = keras3_export.build_keras3(read_checkpoint(path), "a test's network")
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), network.predict(images, verbose=0), rtol=1e-5)
+    with h5py.File(path, "r+") as file:
+        names = list(file["model_weights"].attrs["layer_names"])
+        first, second = (next(i for i, name in enumerate(names) if word in str(name)) for word in ("first", "second"))
+        names[first], names[second] = names[second], names[first]
+        file["model_weights"].attrs["layer_names"] = names
+    with pytest.raises(UnsupportedCheckpointError, match=r"its tensor 'first/.*' is not in the weight of that name \(4 of 6\)"):
+        keras3_export.build_keras3(read_checkpoint(path), "a test's network")
+
+
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_a_toy_with_the_layer_names_of_mobilenet_is_not_mobilenet(tmp_path: Path, ending: str) -> None:
+    from fundus_rt.converters.tensorflow.keras_landmarks import changed_backbone, landmark_of_config
+
+    layers = KERAS.layers
+    found = [layers.Conv2D(8, 3, name="conv_dw_1"), layers.Conv2D(16, 3, name="conv_pw_13")]
+    found += [layers.BatchNormalization(name="conv_pw_13_bn"), layers.GlobalAveragePooling2D(), layers.Dense(1)]
+    KERAS.Sequential([KERAS.Input((16, 16, 3)), *found]).save(tmp_path / f"x.{ending}")
+    checkpoint = read_checkpoint(tmp_path / f"x.{ending}")
+    landmark, _ = landmark_of_config(checkpoint.keras_config or {})
+    assert landmark is not None and landmark.family == "mobilenet"
+    assert "but 1,456 parameters in them" in changed_backbone(checkpoint, landmark)
+    published = KERAS.applications.MobileNet(input_shape=(32, 32, 3), alpha=0.25, weights=None, include_top=False)
+    KERAS.Sequential([published, layers.GlobalAveragePooling2D(), layers.Dense(1)]).save(tmp_path / f"y.{ending}")
+    assert changed_backbone(read_checkpoint(tmp_path / f"y.{ending}"), landmark) == ""
+
+
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_networks_of_mixed_precision_compute_in_float32(tmp_path: Path, ending: str) -> None:
+    from tests.keras_toys import card_for
+
+    KERAS.config.set_dtype_policy("mixed_float16")
+    try:
+        mixed, _ = convolutions(tmp_path)
+    finally:
+        KERAS.config.set_dtype_policy("float32")
+    single, _ = convolutions(tmp_path)
+    mixed.save(tmp_path / f"x.{ending}")
+    single.set_weights(mixed.get_weights())
+    images = np.random.default_rng(0).uniform(0, 1, (3, 16, 16, 3)).astype(np.float32)
+    checkpoint = read_checkpoint(tmp_path / f"x.{ending}")
+    loaded = keras3_export.build_keras3(checkpoint, "a test's network")
+    assert {layer.compute_dtype for layer in loaded.layers} == {"float32"}
+    np.testing.assert_allclose(loaded.predict(images, verbose=0), single.predict(images, verbose=0), atol=1e-6)
+    notes = keras3_export.identify_keras3(checkpoint, card_for(16, "keras", columns=2)).notes
+    assert any("computed in another precision at training" in note for note in notes)
+
+
+def test_layers_and_activations_of_keras_3_alone_convert(tmp_path: Path) -> None:
+    layers = KERAS.layers
+    KERAS.utils.set_random_seed(2)
+    found = [layers.RandomCrop(16, 16), layers.Conv2D(8, 3, activation="leaky_relu"), layers.GroupNormalization(4)]
+    found += [layers.Conv2D(8, 3, activation="hard_silu"), layers.GlobalAveragePooling2D(), layers.Dense(2)]
+    original = KERAS.Sequential([KERAS.Input((16, 16, 3)), *found])
+    original.save(tmp_path / "x.keras")
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    loaded = keras3_export.build_keras3(read_checkpoint(tmp_path / "x.keras"), "a test's network")
+    model = keras3_export.Keras3Network(loaded, (16, 16)).graph()
+    (answered,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images})
+    np.testing.assert_allclose(answered, original.predict(images, verbose=0), atol=1e-5)

@@ -137,9 +137,9 @@ def test_a_network_of_keras_with_separable_convolutions_and_padding() -> None:
     """What keras.applications is made of, in one small network: ZeroPadding, depthwise, separable, squeeze-excite, BatchNorm."""
     pytest.importorskip("tf2onnx")
     pytest.importorskip("tf_keras")
+    from fundus_rt.benchmarks.keras_networks import set_norm
     from fundus_rt.converters.backends import require_keras
     from fundus_rt.converters.tensorflow.keras_export import onnx_from_keras
-    from fundus_rt.benchmarks.keras_networks import set_norm
 
     _, keras = require_keras()
     layers = keras.layers

@@ -116,7 +116,7 @@ def test_the_name_in_the_file_is_held_against_the_one_that_is_given(blurred: Pat
     checkpoint = said_by_file(blurred, "resnetblur18")
     assert identify_architecture(checkpoint, CARD, "timm/resnetblur18").family == "timm/resnetblur18"
     for named in ("timm/resnet18", "timm/resnet18.a1_in1k", "torchvision/resnet18"):
-        with pytest.raises(UnsupportedCheckpointError, match="calls the network resnetblur18, but .* was asked for"):
+        with pytest.raises(UnsupportedCheckpointError, match=r"calls the network resnetblur18, but .* was asked for"):
             identify_architecture(checkpoint, CARD, named)
     assert identify_architecture(said_by_file(blurred, "resnet18"), CARD, "timm/resnet18.a1_in1k").columns == 5
 

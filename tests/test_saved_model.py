@@ -141,9 +141,24 @@ def restores_a_checkpoint(picture: Any, answer: Any) -> Any:
     return {"grade": answer + values}
 
 
+def reads_a_vocabulary(picture: Any, answer: Any) -> Any:
+    """TensorFlow does not call it stateful, nor does its name speak of files."""
+    found = tensorflow.raw_ops.GenerateVocabRemapping(
+        new_vocab_file="/some/where", old_vocab_file="/some/where", new_vocab_offset=0, num_new_vocab=1, old_vocab_size=-1
+    )
+    return {"grade": answer + tensorflow.cast(found.num_present, tensorflow.float32)}
+
+
+def prints(picture: Any, answer: Any) -> Any:
+    tensorflow.print(answer)
+    return {"grade": answer}
+
+
 @pytest.mark.parametrize(
     ("changes", "operator"),
     [
+        (reads_a_vocabulary, "GenerateVocabRemapping"),
+        (prints, "StringFormat"),
         (python_function, "PyFunc"),
         (reads_a_file, "ReadFile"),
         (writes_a_file, "WriteFile"),
@@ -155,6 +170,30 @@ def test_graphs_that_touch_files_or_run_code_are_refused_unread(tmp_path: Path, 
     with pytest.raises(UntrustedCheckpointError, match=rf"{operator} \(in .*--trust-pickle"):
         read_checkpoint(source)
     assert read_checkpoint(source, trust_pickle=True).trusted
+
+
+def test_every_operator_that_takes_the_name_of_a_file_is_left_out() -> None:
+    """TensorFlow's own list of operators: none that is allowed reads a string or a table, but for Assert's and Const's texts."""
+    from tensorflow.python.framework import op_def_registry
+
+    from fundus_rt.converters.tensorflow.saved_model_operators import ALLOWED
+
+    for name in ALLOWED:
+        definition = op_def_registry.get(name)
+        assert definition is not None, f"{name} is no operator of TensorFlow"
+        texts = [given.name for given in definition.input_arg if given.type == tensorflow.string.as_datatype_enum]
+        assert not texts, f"{name} is given texts: {texts}"
+        harmful = [word for word in ("File", "Dataset", "PyFunc", "Lookup", "Decode", "Save", "Restore") if word in name]
+        assert not harmful, f"{name} is allowed"
+
+
+def test_what_tensorflow_cannot_run_is_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "network", module(1, changes=reads_a_vocabulary))
+    network = identify_architecture(read_checkpoint(source, trust_pickle=True), CARD).build()
+    with pytest.raises(
+        UnsupportedCheckpointError, match=r"network does not run on pictures of shape \[1, 32, 32, 3\].*/some/where"
+    ):
+        network.answers(np.zeros((1, SIZE, SIZE, 3), np.float32))
 
 
 def test_tables_and_files_beside_the_variables_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fundus_rt.converters.graphs.graph_cleaning import leanness  # noqa: E402
+from fundus_rt.converters.graphs.graph_names import rename  # noqa: E402
 from fundus_rt.converters.shipping import activation_inside, ship  # noqa: E402
 
 SIZE = 16
@@ -238,6 +239,70 @@ def test_a_tensor_that_already_has_the_outputs_name_gives_way() -> None:
     pictures = frames()
     expected = convolved(normalised(pictures, "RGB"), kernel, offset, [0, 0, 0, 0])
     np.testing.assert_allclose(run(ship(model, card_for()), pictures)["age"], expected, rtol=2e-5, atol=2e-5)
+
+
+def branches(read: str) -> dict[str, Any]:
+    """Both branches of an If: the tensor as it is, and its negative."""
+
+    def branch(kind: str, name: str) -> Any:
+        made = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(kind, [read], [name])], kind, [], [made])
+
+    return {"then_branch": branch("Identity", "kept"), "else_branch": branch("Neg", "turned")}
+
+
+@pytest.mark.parametrize("name", ["age", "receipt", "frames", "frames_float32", "prepared_0", "kernel"])
+@pytest.mark.parametrize("reads_input", [False, True])
+def test_a_branch_reads_what_it_read_whatever_the_name(name: str, reads_input: bool) -> None:
+    """An If on a tensor inside, or on the input itself, which has a name that the shipped form uses; the branch is taken."""
+    model, (kernel, offset) = convolution_network([0, 0, 0, 0])
+    graph = model.graph
+    graph.initializer.append(numpy_helper.from_array(np.float32(-1e9), "low"))
+    choice = [
+        helper.make_node("ReduceMean", ["x"], ["level"], keepdims=0),
+        helper.make_node("Greater", ["level", "low"], ["high"]),
+    ]
+    if reads_input:
+        choice.append(helper.make_node("If", ["high"], ["chosen"], name="if", **branches("x")))
+        graph.node[0].input[0] = "chosen"
+        nodes = [*choice, *graph.node]
+        renamed = {"x": name} if name != "kernel" else {}
+    else:
+        graph.node[1].input[0] = "chosen"
+        nodes = [*choice, graph.node[0], helper.make_node("If", ["high"], ["chosen"], **branches("map")), *graph.node[1:]]
+        renamed = {"map": name} if name != "kernel" else {"kernel": "frames"}
+    del graph.node[:]
+    graph.node.extend(nodes)
+    rename(graph, renamed)
+    pictures = frames()
+    expected = convolved(normalised(pictures, "RGB"), kernel, offset, [0, 0, 0, 0])
+    shipped = run(ship(model, card_for()), pictures)
+    np.testing.assert_allclose(shipped["age"], expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(shipped["receipt"], pictures.astype(np.float32).sum(axis=(2, 3)))
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1]])
+def test_a_convolution_of_single_channels_at_the_start_is_not_folded_into(pads: list[int]) -> None:
+    """Depthwise, the same kernel for each colour with a weight of its own: the sum is a plain convolution's."""
+    random = np.random.default_rng(4)
+    kernel = random.normal(size=(3, 1, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["maps"], group=3, pads=pads, strides=[2, 2]),
+        helper.make_node("Conv", ["maps", "ones"], ["map"]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["answers"]),
+    ]
+    model = ship(network(nodes, {"kernel": kernel, "ones": np.ones((1, 3, 1, 1), np.float32)}), card_for("RGB"))
+    pictures = frames()
+    expected = convolved(normalised(pictures, "RGB"), kernel.reshape(1, 3, 3, 3).astype(np.float64), 0.0, pads)
+    np.testing.assert_allclose(run(model, pictures)["age"], expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_graph_that_the_checker_rejects_is_refused() -> None:
+    model, _ = convolution_network([0, 0, 0, 0])
+    model.graph.node[1].op_type = "GlobalAveragePooling"
+    with pytest.raises(UnsupportedCheckpointError, match=r"no valid ONNX graph .*GlobalAveragePooling"):
+        ship(model, card_for())
 
 
 def test_an_answer_with_four_dimensions_is_refused_with_the_reason() -> None:

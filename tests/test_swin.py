@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fundus_rt.benchmarks.make_swin import answers_of, published, swin_network, tensors_of
 from fundus_rt.converters.architecture import Architecture, identify_architecture
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.pytorch.swin import identify_swin, looks_like_swin
 from fundus_rt.models import ModelCard, load_card
-from fundus_rt.models.errors import UnsupportedCheckpointError
+from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 from tests import make_checkpoints as make
 
 torch = pytest.importorskip("torch")
@@ -180,3 +182,113 @@ def test_a_swin_is_refused_by_a_card_of_another_family(tmp_path: Path, network: 
     card = dataclasses.replace(card_for(96), name="other", families=("resnet-50",))
     with pytest.raises(UnsupportedCheckpointError, match=r"holds Swin .* The card 'other' expects resnet-50"):
         identified(tmp_path, make.swin_new_layout(network), card)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nan"])
+def test_numbers_that_are_no_weights_are_refused(tmp_path: Path, network: Any, kind: str) -> None:
+    state = make.swin_new_layout(network)
+    name = "layers.0.blocks.0.mlp.fc1.weight"
+    state[name] = (state[name] * 40).to(torch.int8) if kind == "int8" else state[name] * float("nan")
+    expected = r"fc1\.weight \(int8\)" if kind == "int8" else r"fc1\.weight \[128, 32\] holds NaN"
+    with pytest.raises(UnsupportedCheckpointError, match=expected):
+        identified(tmp_path, state, card_for(96))
+
+
+@pytest.mark.parametrize("layout", ["timm", "Microsoft", "torchvision"])
+def test_an_entry_without_tensors_before_the_linear_layer_is_taken_for_dropout_and_said(tmp_path: Path, layout: str) -> None:
+    original = swin_network("torchvision" if layout == "torchvision" else "timm", 1, 3, **make.SWIN_SMALL)
+    head = "head.fc." if layout == "timm" else "head."
+    state = {
+        name.replace(head, f"{head}1.") if name.startswith(head) else name: tensor
+        for name, tensor in tensors_of(layout, original).items()
+    }
+    assert f"{head}1.weight" in state
+    _, architecture = identified(tmp_path, state, card_for(96))
+    assert any(f"({head}0): taken as dropout" in warning for warning in architecture.warnings)
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(answers_of(architecture.build().original, images), answers_of(original, images), atol=0, rtol=0)
+
+
+def test_a_whole_module_with_a_head_of_its_own_answers_itself(tmp_path: Path) -> None:
+    changed = make.swin_network()
+    changed.head.fc = torch.nn.Sequential(torch.nn.Linear(256, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+    path = make.save_torch(tmp_path / "x.pth", changed)
+    architecture = identify_architecture(read_checkpoint(path, trust_pickle=True), card_for(96))
+    assert (architecture.family, architecture.columns) == ("swin", 3) and "whole pickled module" in architecture.description
+    images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(3))
+    expected = answers_of(changed, images).numpy()
+    answered = architecture.build().answers(images.numpy().transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(answered, expected, atol=1e-5)
+    with pytest.raises(UnsupportedCheckpointError, match="head of its own"):
+        identified(tmp_path, changed.state_dict(), card_for(96))
+
+
+CONFIGURATIONS_OF_TIMM = {
+    "pooling": ({"global_pool": "max"}, "global_pool is 'max'"),
+    "pooling as an argument": ({"model_args": {"global_pool": ""}}, "global_pool is ''"),
+    "size": ({"model_args": {"img_size": 224}}, r"says 224 x 224 pixels, but the card .* prepares 96 x 96"),
+    "published size": ({"pretrained_cfg": {"input_size": [3, 224, 224]}}, "says 224 x 224 pixels"),
+    "window": ({"model_args": {"window_size": 7}}, r"has windows of 3, but config\.json .* says 7"),
+    "width": ({"model_args": {"embed_dim": 96}}, "has embed 32, but .* says 96"),
+    "unknown argument": ({"model_args": {"norm_layer": "x"}}, "model_args has norm_layer"),
+    "another network": ({"architecture": "swinv2_tiny_window8_256"}, "describes 'swinv2_tiny_window8_256'"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGURATIONS_OF_TIMM)
+@pytest.mark.parametrize("layout", [make.swin_new_layout, make.swin_microsoft_layout])
+def test_the_configuration_of_timm_beside_a_v1_file_has_to_agree(tmp_path: Path, network: Any, layout: Any, case: str) -> None:
+    content, expected = CONFIGURATIONS_OF_TIMM[case]
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "swin_tiny_patch4_window7_224"} | content))
+    with pytest.raises(UnsupportedCheckpointError, match=expected):
+        identified(tmp_path, layout(network), card_for(96))
+
+
+def test_a_configuration_that_agrees_or_is_of_something_else_is_no_hindrance(tmp_path: Path, network: Any) -> None:
+    arguments = {"img_size": 96, "window_size": 3, "embed_dim": 32, "depths": [2, 2, 2, 2], "global_pool": "avg"}
+    for content in ({"architecture": "swin_tiny_patch4_window7_224", "model_args": arguments}, {"lr": 1e-4}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert identified(tmp_path, make.swin_new_layout(network), card_for(96))[1].columns == 1
+
+
+def test_arguments_of_a_named_swin_are_refused_where_they_are_not_read(tmp_path: Path) -> None:
+    name = "timm/swin_tiny_patch4_window7_224"
+    state = swin_network("timm", 1, 2, img_size=64, window_size=7, **published("T")).state_dict()
+    path = make.save_torch(tmp_path / "x.pth", state)
+    assert identify_architecture(read_checkpoint(path), card_for(64), name).family == name
+    for query in ("global_pool=max", "embed_dim=24", "img_size=64", "global_pool=max&embed_dim=24"):
+        with pytest.raises(UsageError, match=f"none is read here; got .*{query.rpartition('&')[2].partition('=')[0]}"):
+            identify_architecture(read_checkpoint(path), card_for(64), f"{name}?{query}")
+
+
+def test_a_named_v2_is_read_at_the_size_that_it_was_fine_tuned_at(tmp_path: Path) -> None:
+    name = "timm/swinv2_tiny_window8_256"
+    original = swin_network("timm", 2, 2, img_size=128, window_size=8, **published("T"))
+    checkpoint = read_checkpoint(make.save_torch(tmp_path / "x.pth", original.state_dict()))
+    with pytest.raises(UnsupportedCheckpointError, match=rf"Say which it is: --architecture {name}\?img_size=128, if it was"):
+        identify_architecture(checkpoint, card_for(128))
+    with pytest.raises(UnsupportedCheckpointError, match=rf"{name} says 256 x 256 pixels.*{name}\?img_size=128") as error:
+        identify_architecture(checkpoint, card_for(128), name)
+    assert "holds a network for" not in str(error.value)
+    architecture = identify_architecture(checkpoint, card_for(128), f"{name}?img_size=128")
+    assert architecture.input_size == (128, 128) and "window 8" in architecture.description
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(answers_of(architecture.build().original, images), answers_of(original, images), atol=0, rtol=0)
+    before = f"{name}?img_size=128&window_size=4&pretrained_window_sizes=[8,8,8,8]"
+    assert "window 4 (before fine-tuning 8-8-8-8)" in identify_architecture(checkpoint, card_for(128), before).description
+    for query in ("window_size=[8,8]", "pretrained_window_sizes=8", "img_size=large"):
+        with pytest.raises(UsageError):
+            identify_architecture(checkpoint, card_for(128), f"{name}?{query}")
+    with pytest.raises(UsageError, match="only img_size, window_size, pretrained_window_sizes are read here; got mlp_ratio"):
+        identify_architecture(checkpoint, card_for(128), f"{name}?mlp_ratio=4.0")
+
+
+def test_the_other_second_version_of_timm_is_not_taken_for_microsofts(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    original = timm.create_model("swinv2_cr_tiny_224", img_size=64, num_classes=2).eval()
+    checkpoint = read_checkpoint(make.save_torch(tmp_path / "x.pth", original.state_dict()))
+    architecture = identify_architecture(checkpoint, card_for(64), "timm/swinv2_cr_tiny_224")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(answers_of(architecture.build().original, images), answers_of(original, images), atol=1e-6, rtol=0)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
+from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
+from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.graphs.graph_names import graphs_of
+from fundus_rt.converters.graphs.onnx_account import account_of, tensors_of
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
@@ -19,7 +21,6 @@ from fundus_rt.models.errors import UnsupportedCheckpointError
 FAMILY = "onnx"
 PACKAGES = ("onnxruntime",)
 OWN_DOMAINS = ("", "ai.onnx")
-DEAD = "no node of the graph reads it"
 UNTOLD = "the graph of an ONNX model does not name its architecture: that it is the card's network was taken for granted"
 
 
@@ -56,13 +57,11 @@ def read_onnx(path: Path, sha256: str) -> Checkpoint:
         )
     external = _external_files(path, model)
     _refuse_operators(path, model)
-    graph = model.graph
-    shapes = {tensor.name: tuple(int(length) for length in tensor.dims) for tensor in graph.initializer}
     versions = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     maker = f"{model.producer_name} {model.producer_version}".strip() or "an unknown exporter"
     notes = [f"written by {maker}: format {model.ir_version}, operator set {versions}"]
     notes += [f"tensors beside it in {other.name}, sha256 {sha256_of_file(other)[:16]}" for other in external]
-    return Checkpoint(path, sha256, "onnx", "onnx", shapes, notes=tuple(notes))
+    return Checkpoint(path, sha256, "onnx", "onnx", tensors_of(model), notes=tuple(notes))
 
 
 def identify_onnx(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
@@ -70,16 +69,12 @@ def identify_onnx(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
 
     Raises:
         UnsupportedCheckpointError: more than one input or output, an input that is no float32 colour picture of the card's
-            size, or an answer that is a map instead of numbers.
+            size, an answer that is a map instead of numbers, or parameters that nothing reads.
         BackendUnavailableError: ONNX Runtime is missing.
     """
     model = load_onnx(checkpoint.path, with_tensors=False)
     signature = _signature(checkpoint.path, model, card)
-    read = {name for node in _all_nodes(model) for name in node.input} | {value.name for value in model.graph.output}
-    unused = {name: DEAD for name in checkpoint.shapes if name not in read}
-    dead = sum(numbers_in(checkpoint.shapes[name]) for name in unused)
-    tensors, used = len(checkpoint.shapes), checkpoint.parameters - dead
-    account = LoadAccount(tensors, checkpoint.parameters, tensors - len(unused), used, used, unused)
+    account = account_of(checkpoint.path, model)
     height, width = signature.size
     batch = "any number of" if signature.batch is None else signature.batch
     described = (
@@ -179,7 +174,10 @@ def _external_files(path: Path, model: Any) -> list[Path]:
     """Files beside the model that hold its tensors, each checked to lie in its folder."""
     onnx = require("onnx")
     found = []
-    for tensor in onnx.external_data_helper._get_all_tensors(model):
+    sparse = [tensor for graph in graphs_of(model.graph) for tensor in graph.sparse_initializer]
+    sparse += [attribute.sparse_tensor for node in _all_nodes(model) for attribute in node.attribute]
+    inside = [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+    for tensor in (*onnx.external_data_helper._get_all_tensors(model), *inside):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -190,7 +188,7 @@ def _external_files(path: Path, model: Any) -> list[Path]:
                 f"{path.name} keeps its tensor {tensor.name!r} in {location!r}; only plain files in the model's own folder are "
                 f"read. Save it as one file with onnx.save(onnx.load('model.onnx'), 'whole.onnx')."
             )
-        needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        needed = sum(_bytes_told(path, tensor, entries, key) for key in ("offset", "length"))
         if not other.is_file() or other.stat().st_size < needed:
             size = f"has {other.stat().st_size:,} bytes, fewer than {needed:,}" if other.is_file() else "is not there"
             raise UnsupportedCheckpointError(
@@ -199,6 +197,17 @@ def _external_files(path: Path, model: Any) -> list[Path]:
         if other not in found:
             found.append(other)
     return found
+
+
+def _bytes_told(path: Path, tensor: Any, entries: dict[str, str], key: str) -> int:
+    """A number of bytes that an external tensor's entry tells; 0 where it is left out."""
+    told = entries.get(key, "0")
+    if not (told.isascii() and told.isdecimal() and len(told) < 16):
+        raise UnsupportedCheckpointError(
+            f"{path.name} says of its tensor {tensor.name!r}, kept in {entries['location']}, that its {key} is {told[:40]!r}; "
+            f"expected a number of bytes, 0 or more. The file is damaged: download it again, or export it again."
+        )
+    return int(told)
 
 
 def _refuse_operators(path: Path, model: Any) -> None:
@@ -290,6 +299,8 @@ def _columns(path: Path, output: str, answer: np.ndarray) -> int:
         )
     if answer.ndim != 2 or answer.shape[1] == 0:
         kind = "a map: a segmentation, or a network without its pooling" if answer.ndim == 4 else "no row of numbers per picture"
+        if answer.ndim < 2:
+            kind = "without an axis of columns; export the network without the Squeeze or Reshape at its end"
         raise UnsupportedCheckpointError(
             f"{path.name} answers with a tensor of shape {list(answer.shape)} ({output!r}), which is {kind}; expected "
             f"[N, columns], the numbers of a classification or a regression"

@@ -71,7 +71,8 @@ def identify_module(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     def build() -> Network:
         return TorchNetwork(module, size)
 
-    return Architecture(kind, description, size, columns, None, account_of_itself(module), build, EXPORTER, packages)
+    found = Architecture(kind, description, size, columns, None, account_of_itself(module), build, EXPORTER, packages)
+    return held_against_statements(checkpoint, card, found)
 
 
 def answered_by_module(checkpoint: Checkpoint, found: Architecture) -> Architecture:

@@ -63,7 +63,7 @@ DICTIONARIES = (
 SEQUENCES = ("collections.deque",)
 """Classes of lists, read as plain ones without being looked up."""
 PLAIN_DATA = {*DATA_CLASSES, *DICTIONARIES, *SEQUENCES, "collections.Counter"}
-NUMBERS = (
+NUMBERS = [
     "BFloat16",
     "Bool",
     "Byte",
@@ -75,13 +75,39 @@ NUMBERS = (
     "Half",
     "Int",
     "Long",
+    "QInt8",
     "QInt32",
-)
-NUMBERS += ("QInt8", "QUInt2x4", "QUInt4x2", "QUInt8", "Short")
-REBUILDERS = ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state", "sparse_tensor", "qtensor")
-REBUILDERS += ("meta_tensor_no_storage", "device_tensor_from_cpu_tensor", "device_tensor_from_numpy", "nested_tensor")
-DTYPES = ("bfloat16", "bool", "complex64", "complex128", "float16", "float32", "float64", "int8", "int16", "int32", "int64")
-DTYPES += ("uint8", "qint8", "quint8", "qint32")
+    "QUInt8",
+    "Short",
+]
+REBUILDERS = [
+    "tensor",
+    "tensor_v2",
+    "tensor_v3",
+    "parameter",
+    "parameter_with_state",
+    "sparse_tensor",
+    "qtensor",
+    "nested_tensor",
+]
+REBUILDERS += ["meta_tensor_no_storage", "device_tensor_from_cpu_tensor", "device_tensor_from_numpy"]
+DTYPES = [
+    "bfloat16",
+    "bool",
+    "complex64",
+    "complex128",
+    "float16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "qint8",
+    "qint32",
+    "quint8",
+]
 HARMLESS_GLOBALS = {
     "argparse.Namespace",
     "collections.OrderedDict",

@@ -1,8 +1,8 @@
 """What a file, or a configuration beside it, says of its network, held against what is concluded and what the card prepares.
 
 timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names); Hugging Face transformers write ``config.json``
-(id2label) and ``preprocessor_config.json`` (image_mean, image_std, resample). Training scripts keep the architecture's name in the
-file.
+(id2label) and ``preprocessor_config.json`` (image_mean, image_std, resample). Training scripts keep the name
+of the architecture in the file.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def stated_title(checkpoint: Checkpoint) -> tuple[str, str]:
         ``timm/NAME`` or ``torchvision/NAME`` without a tag, and who says so; both empty where nothing is said, or a name that
         neither library has.
     """
-    stated, source = getattr(checkpoint, "stated_architecture", "") or "", checkpoint.path.name
+    stated, source = getattr(checkpoint, "stated_architecture", "") or "", "the file itself"
     if not stated:
         content = read_beside(checkpoint.path, CONFIG)[0]
-        stated, source = str(content.get("architecture") or ""), f"{CONFIG} beside {source}"
+        stated, source = str(content.get("architecture") or ""), f"{CONFIG} beside {checkpoint.path.name}"
     title = title_of(stated)
     return (title, source) if title else ("", "")
 
@@ -78,8 +78,9 @@ def refuse_contradiction(checkpoint: Checkpoint, named: str) -> None:
     plain = named.partition("?")[0].partition(".")[0]
     if stated and stated.partition("/")[2] not in (plain.partition("/")[2], (title_of(plain) or plain).partition("/")[2]):
         raise UnsupportedCheckpointError(
-            f"{source} calls the network {stated.partition('/')[2]}, but {plain} was asked for; networks with the same tensors "
-            f"can compute differently, so it is not converted as another one. Say --architecture {stated}."
+            f"{checkpoint.path.name}: {source} calls the network {stated.partition('/')[2]}, but {plain} was asked for; "
+            f"networks with the same tensors can compute differently, so it is not converted as another one. Say "
+            f"--architecture {stated}."
         )
 
 

@@ -123,7 +123,7 @@ def network_in(torch: Any, path: Path, content: Any, notes: list[str]) -> Found:
 def _found(torch: Any, path: Path, tensors: dict[str, Any], module: Any, stated: Stated, notes: list[str]) -> Found:
     """The network, once the tensors outside it are accounted for."""
     state = without_wrappers(tensors, notes)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: _shape_of(tensor) for name, tensor in state.items()}
     twins, training, numbers, lost = [], [], [], []
     for key, value in stated.outside:
         held = _tensors_in(torch, key, value)
@@ -135,13 +135,13 @@ def _found(torch: Any, path: Path, tensors: dict[str, Any], module: Any, stated:
             twins.append(key)
         else:
             numbers += [f"{name} = {tensor.item():.6g}" for name, tensor in held if _is_a_number(name, tensor)]
-            lost += [f"{name} {list(tensor.shape)}" for name, tensor in held if not _is_a_number(name, tensor)]
+            lost += [f"{name} {list(_shape_of(tensor))}" for name, tensor in held if not _is_a_number(name, tensor)]
     if lost:
         more = f" and {len(lost) - 8} more" if len(lost) > 8 else ""
         raise UnsupportedCheckpointError(
-            f"{path.name}: {len(lost)} tensors lie outside the network that was found, of {len(state)} tensors, and would be "
-            f"lost: {', '.join(name[:80] for name in lost[:8])}{more}. If they are parts of the network, save the state_dict of "
-            f"the whole; if they are not, save the network's state_dict alone."
+            f"{path.name}: tensors lie outside the network that was found, of {len(state)} tensors, and would be lost "
+            f"({len(lost)}): {', '.join(name[:80] for name in lost[:8])}{more}. If they are parts of the network, save the "
+            f"state_dict of the whole; if they are not, save the network's state_dict alone."
         )
     if twins:
         notes.append(f"also there and not used: {', '.join(twins)}")
@@ -193,7 +193,7 @@ def _is_twin(torch: Any, shapes: dict[str, tuple[int, ...]], key: str, value: An
     for outer in CONTAINER_KEYS:
         if tensors and all(name.startswith(f"{outer}.") for name in tensors):
             tensors = {name[len(outer) + 1 :]: tensor for name, tensor in tensors.items()}
-    own = {name: tuple(tensor.shape) for name, tensor in without_wrappers(tensors, []).items()}
+    own = {name: _shape_of(tensor) for name, tensor in without_wrappers(tensors, []).items()}
     return own == shapes
 
 
@@ -201,7 +201,13 @@ def _is_a_number(name: str, tensor: Any) -> bool:
     """Whether a tensor is a single number that a training script keeps (an epoch, the best loss), and no weight."""
     last = name.rpartition(".")[2].lower()
     weight = any(word in last for word in ("weight", "bias", "temperature", "logit", "scale", "alpha", "gamma", "beta"))
-    return tensor.numel() == 1 and not tensor.is_meta and not weight
+    plain = not (tensor.is_meta or tensor.is_nested or tensor.is_sparse or tensor.is_complex())
+    return plain and tensor.numel() == 1 and not weight
+
+
+def _shape_of(tensor: Any) -> tuple[int, ...]:
+    """Shape, before it is known what kind of tensor this is: a nested one has none."""
+    return () if tensor.is_nested else tuple(tensor.shape)
 
 
 def _kind_of(value: Any) -> str:
@@ -215,12 +221,12 @@ def _kind_of(value: Any) -> str:
 def without_wrappers(state: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     """Tensors under the network's own names; what is known to be no part of its answer is left aside, and said.
 
-    That is ``n_averaged`` of `AveragedModel` and the vectors of a loss. Any other stranger stays, so that it is refused
-    as left over.
+    That is the counter of an averaged model (``n_averaged`` of torch, ``steps`` of MMEngine) and the vectors of a loss. Any
+    other stranger stays, so that it is refused as left over.
     """
-    aside = [name for name in state if name.rpartition(".")[2] == "n_averaged"]
+    aside = [name for name, t in state.items() if name.rpartition(".")[2] == "n_averaged" or (name == "steps" and not t.ndim)]
     if aside:
-        notes.append("n_averaged, the counter of an averaged model, left aside")
+        notes.append(f"{', '.join(aside[:6])}, the counter of an averaged model, left aside")
     losses = [name for name, tensor in state.items() if tensor.ndim <= 1 and _is_of_a_loss(name)]
     if losses:
         notes.append(f"tensors of a loss, which take no part in the answer, left aside: {', '.join(losses[:6])}")

@@ -23,8 +23,9 @@ def check_tensors(torch: Any, path: Path, state: Mapping[str, Any], notes: list[
     for name, tensor in state.items():
         problem = _problem_of(torch, tensor)
         if problem:
+            shape = [] if tensor.is_nested else list(tensor.shape)
             raise UnsupportedCheckpointError(
-                f"{path.name}: the tensor {name} {list(tensor.shape)} {problem}; expected plain tensors of numbers. Save "
+                f"{path.name}: the tensor {name} {shape} {problem}; expected plain tensors of numbers. Save "
                 f"model.state_dict() of the float network"
             )
         total += tensor.numel() * tensor.element_size()

@@ -10,14 +10,16 @@ second division is there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.tensorflow.keras_config import Config, layer_name, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import NETWORKS, Config, layer_name, layers_of, settings_of, walk_layers
+from fundus_rt.models.card import PreprocessingSpec
 
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 """Deviation of ImageNet's channels on values 0 to 1, which Keras up to 2.15 stores as "variance"."""
@@ -29,65 +31,146 @@ SECOND_DIVISION_SINCE = (2, 9)
 """The first version of Keras that divides a second time."""
 
 
-def normalisation_note(config: Config, stored: dict[str, np.ndarray]) -> str | None:
-    """What the layers before ``stem_conv`` do to a grey level 0 to 255, in one sentence with numbers.
+ERA_KINDS = frozenset({"Rescaling", "Normalization", "math.truediv", "math.multiply"})
+
+_NO_EFFECT = """
+    InputLayer Dropout SpatialDropout2D GaussianDropout GaussianNoise AlphaDropout RandomBrightness RandomContrast RandomFlip
+    RandomRotation RandomTranslation RandomZoom ZeroPadding2D Functional Model Sequential
+"""
+NO_EFFECT = frozenset(_NO_EFFECT.split())
+"""Layers that leave grey levels as they are when a network answers; networks, whose own layers follow, among them."""
+
+FIRST_WEIGHTS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose", "Dense")
+"""Layers at which the beginning of a network ends."""
+
+ARITHMETIC = ("Rescaling", "Normalization", "TFOpLambda", "Lambda")
+"""Layers that scale grey levels; arithmetic between layers of Keras 3 comes from modules called ``ops``."""
+
+Statistics = dict[str, dict[str, np.ndarray]]
+"""``mean`` and ``variance`` of each Normalization layer by its outermost layer and its own name, ``network/layer``."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a network does to the numbers of a picture before its first convolution."""
+
+    scaling: tuple[str, ...]
+    """Layers that scale by fixed numbers, in order."""
+    others: tuple[str, ...]
+    """Layers whose effect on a grey level is not one factor and one shift per channel, or not known."""
+    factor: np.ndarray
+    """Float64 [3]: value = grey level * factor + shift, where `others` is empty."""
+    shift: np.ndarray
+
+    @property
+    def changes(self) -> bool:
+        """Whether grey levels are scaled, as far as it is known."""
+        known = not self.others
+        return bool(self.scaling) and not (known and np.allclose(self.factor, 1.0) and np.allclose(self.shift, 0.0))
+
+
+def beginning_of(config: Config, stored: Statistics) -> Beginning:
+    """What the layers before the first convolution do to a grey level.
+
+    Args:
+        config: configuration of the whole network.
+        stored: as `stored_statistics` reads them from the file.
+    """
+    factor, shift = np.ones(3), np.zeros(3)
+    scaling, others = [], []
+    for layer, statistics in _first_layers(config, stored):
+        kind, name, step = layer["class_name"], layer_name(layer), None
+        if kind in NO_EFFECT:
+            continue
+        try:
+            step = _step(layer, statistics)
+        except (ValueError, TypeError, KeyError):
+            step = None  # numbers that are not one for each channel
+        if kind in ARITHMETIC or ".ops." in f"{layer.get('module')}.":
+            scaling.append(name)
+        if step is None:
+            others.append(name)
+        else:
+            factor, shift = factor * step[0], shift * step[0] + step[1]
+    return Beginning(tuple(scaling), tuple(others), factor, shift)
+
+
+def _first_layers(config: Config, stored: Statistics) -> Iterator[tuple[Config, dict[str, np.ndarray]]]:
+    """The layers before the first convolution, those of nested networks in their places, and the statistics of each."""
+    layers = [(layer_name(outer), layer) for outer in layers_of(config) for layer in (outer, *_inside(outer))]
+    single = len(stored) == 1 and sum(layer["class_name"] == "Normalization" for _, layer in layers) == 1
+    for outer, layer in layers:
+        if layer["class_name"] in FIRST_WEIGHTS:
+            return
+        statistics = stored.get(f"{outer}/{layer_name(layer)}", {})
+        if single and layer["class_name"] == "Normalization":
+            statistics = next(iter(stored.values()))  # names of another session
+        yield layer, statistics
+
+
+def _inside(layer: Config) -> Iterator[Config]:
+    return walk_layers(layer) if layer["class_name"] in NETWORKS else iter(())
+
+
+def _step(layer: Config, statistics: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Factor and shift of one layer; None where it is something else."""
+    kind, settings = layer["class_name"], settings_of(layer)
+    if kind == "Rescaling":
+        return _three(settings.get("scale", 1.0)), _three(settings.get("offset", 0.0))
+    if kind == "Normalization" and not settings.get("invert"):
+        found = _statistics(settings, statistics)
+        if found is None:
+            return None
+        deviation = np.maximum(np.sqrt(found[1]), 1e-7)  # keras.backend.epsilon()
+        return 1.0 / deviation, -found[0] / deviation
+    operand = _operand(layer) if kind == "TFOpLambda" else None
+    if operand is None:
+        return None
+    steps = {
+        "math.truediv": (1.0 / operand, np.zeros(3)),
+        "math.multiply": (operand, np.zeros(3)),
+        "math.subtract": (np.ones(3), -operand),
+    }
+    return steps.get(str(settings.get("function")))
+
+
+def normalisation_note(config: Config, stored: Statistics) -> str | None:
+    """What the layers before the first convolution do to a grey level 0 to 255, in one sentence with numbers.
 
     Args:
         config: configuration of the whole network, channels last.
-        stored: ``mean`` and ``variance`` of its Normalization layer from the file; empty where it has none.
+        stored: as `stored_statistics` reads them from the file.
 
     Returns:
-        The sentence; None where a layer stands there whose effect is not one factor and one shift per channel.
+        The sentence; None where a layer stands there whose effect is not one factor and one shift per channel, or not known.
     """
-    factor, shift = np.ones(3), np.zeros(3)  # value = grey * factor + shift
-    seen = []
-    for layer in walk_layers(config):
-        kind, settings = layer["class_name"], settings_of(layer)
-        if layer_name(layer).startswith("stem_conv"):
-            break
-        if kind == "Rescaling":
-            scale, offset = _three(settings.get("scale", 1.0)), _three(settings.get("offset", 0.0))
-            factor, shift = factor * scale, shift * scale + offset
-        elif kind == "Normalization":
-            mean, variance = _statistics(settings, stored)
-            deviation = np.maximum(np.sqrt(variance), 1e-7)  # keras.backend.epsilon()
-            factor, shift = factor / deviation, (shift - mean) / deviation
-        elif kind == "TFOpLambda":
-            operand = _operand(layer)
-            if settings.get("function") not in ("math.truediv", "math.multiply", "math.subtract") or operand is None:
-                return None
-            if settings["function"] == "math.subtract":
-                shift = shift - operand
-            else:
-                by = operand if settings["function"] == "math.multiply" else 1.0 / operand
-                factor, shift = factor * by, shift * by
-        else:
-            continue
-        seen.append(layer_name(layer))
-    if not seen:
+    found = beginning_of(config, stored)
+    if found.others:
+        return None
+    if not found.scaling:
         return (
             "grey levels reach the first convolution as the card's preprocessing leaves them: this EfficientNet has no "
             "Rescaling or Normalization of its own (as in the efficientnet package, or in a network cut after them)"
         )
-    mean, deviation = -shift / factor / 255.0, 1.0 / (factor * 255.0)
+    mean, deviation = -found.shift / found.factor / 255.0, 1.0 / (found.factor * 255.0)
     if np.allclose(mean, 0.0) and np.allclose(deviation, deviation[0]):
         effect = f"value / {255.0 * deviation[0]:.6g}"
     else:
         effect = f"(value / 255 - mean) / deviation with mean {_numbers(mean)} and deviation {_numbers(deviation)}"
-    return f"the network itself takes grey levels 0 to 255 and computes {effect} in RGB ({', '.join(seen)})"
+    return f"the network itself takes grey levels 0 to 255 and computes {effect} in RGB ({', '.join(found.scaling)})"
 
 
-def era_note(config: Config, stored: dict[str, np.ndarray]) -> str | None:
+def era_note(config: Config, stored: Statistics) -> str | None:
     """Which of the known habits the layers before the first convolution follow; None where it is none of them."""
-    kinds = []
-    for layer in walk_layers(config):
-        if layer_name(layer).startswith("stem_conv"):
-            break
-        kinds.append(str(settings_of(layer).get("function", layer["class_name"])))
-    if "Normalization" not in kinds or "variance" not in stored:
+    first = [(layer, statistics) for layer, statistics in _first_layers(config, stored) if layer["class_name"] not in NO_EFFECT]
+    kinds = [str(settings_of(layer).get("function", layer["class_name"])) for layer, _ in first]
+    if kinds.count("Normalization") != 1 or not set(kinds) <= ERA_KINDS:
+        return None
+    statistics = first[kinds.index("Normalization")][1]
+    if "variance" not in statistics or "mean" not in statistics:
         return None
     after = kinds[kinds.index("Normalization") + 1 :]
-    if np.allclose(stored["variance"], IMAGENET_DEVIATION, atol=1e-4):
+    if np.allclose(statistics["variance"], IMAGENET_DEVIATION, atol=1e-4):
         if "Rescaling" in after or "math.multiply" in after:
             return "that is EfficientNet as Keras 2.10 and later write it with weights='imagenet'"
         if "math.truediv" in after:
@@ -96,9 +179,39 @@ def era_note(config: Config, stored: dict[str, np.ndarray]) -> str | None:
             "that is EfficientNet as Keras up to 2.8 writes it with weights='imagenet': it divides by the root of ImageNet's "
             "deviation, as it was trained"
         )
-    if np.allclose(stored["variance"], 1.0) and np.allclose(stored["mean"], 0.0):
+    if np.allclose(statistics["variance"], 1.0) and np.allclose(statistics["mean"], 0.0):
         return "its Normalization layer was never adapted and changes nothing, as Keras writes it with weights=None"
     return None
+
+
+def notes_on_grey_levels(
+    config: Config, stored: Statistics, preprocessing: PreprocessingSpec, efficientnet: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes on what a network does to grey levels before its first convolution, and warnings where the card does it too.
+
+    Args:
+        config: configuration of the whole network, channels last or first.
+        stored: as `stored_statistics` reads them from the file.
+        preprocessing: of the card.
+        efficientnet: whether it is an EfficientNet, whose habits are named and which is told where it has none.
+    """
+    found = beginning_of(config, stored)
+    if not found.scaling and not efficientnet and not any("normalization" in name for name in found.others):
+        return (), ()
+    effect = normalisation_note(config, stored)
+    if effect is None:
+        shown = ", ".join(dict.fromkeys((*found.scaling, *found.others)))
+        notes: tuple[str, ...] = (f"the network normalises inside, which is not spelled out ({shown})",)
+    else:
+        era = era_note(config, stored) if efficientnet else None
+        notes = ("; ".join(sentence for sentence in (effect, era) if sentence),)
+    by_card = preprocessing.scale != 1 or any(preprocessing.mean) or any(value != 1 for value in preprocessing.std)
+    if not (found.changes and by_card):
+        return notes, ()
+    return notes, (
+        f"the network scales by itself ({', '.join(found.scaling)}) and the card scales too: normalised twice, which is right "
+        f"only if it was trained so",
+    )
 
 
 def second_division(names: Sequence[str], version: str, variance: np.ndarray | None, nested: bool) -> tuple[bool | None, str]:
@@ -133,25 +246,24 @@ def second_division(names: Sequence[str], version: str, variance: np.ndarray | N
     return second, f"Keras {version} {'has' if second else 'has not'} the second division in its EfficientNets"
 
 
-def stored_statistics(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """``mean`` and ``variance`` of the Normalization layer in an HDF5 file, float64 [3] each; empty where it has none."""
-    found: dict[str, Any] = {}
-    names = [name for name in checkpoint.shapes if "normalization" in name.split("/")[-2] and "batch" not in name]
+def stored_statistics(checkpoint: Checkpoint) -> Statistics:
+    """``mean`` and ``variance`` of the Normalization layers in an HDF5 file, float64 [channels] each, by ``outermost/layer``."""
+    found: Statistics = {}
+    parts_of = {name: name.removesuffix(":0").split("/") for name in checkpoint.shapes}
+    names = [name for name, parts in parts_of.items() if len(parts) > 1 and parts[-1] in ("mean", "variance")]
     if not names or not checkpoint.format.startswith("keras-h5"):
         return found
     with require("h5py").File(checkpoint.path, "r") as file:
         group = file.get("model_weights", file)
         for name in names:
-            kind = name.split("/")[-1].removesuffix(":0")
-            if kind in ("mean", "variance"):
-                found[kind] = np.asarray(group[name], np.float64).reshape(-1)
+            outer, layer, kind = parts_of[name][0], parts_of[name][-2], parts_of[name][-1]
+            found.setdefault(f"{outer}/{layer}", {})[kind] = np.asarray(group[name], np.float64).reshape(-1)
     return found
 
 
-def _statistics(settings: Config, stored: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    if settings.get("mean") is not None and settings.get("variance") is not None:
-        return _three(settings["mean"]), _three(settings["variance"])
-    return _three(stored.get("mean", 0.0)), _three(stored.get("variance", 1.0))
+def _statistics(settings: Config, stored: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    mean, variance = (stored.get(key, settings.get(key)) for key in ("mean", "variance"))
+    return None if mean is None or variance is None else (_three(mean), _three(variance))
 
 
 def _operand(layer: Config) -> np.ndarray | None:

@@ -54,12 +54,23 @@ def tensor_shapes(h5py: Any, group: Any) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _members(h5py: Any, group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and parent group of every link under a group; links to other files are not followed."""
-    for name in group:
-        yield f"{before}{name}", group
-        if isinstance(group.get(name, getlink=True), h5py.HardLink) and isinstance(group.get(name), h5py.Group):
-            yield from _members(h5py, group[name], f"{before}{name}/")
+def _members(h5py: Any, top: Any) -> Iterator[tuple[str, Any]]:
+    """Path and parent group of every link under a group, each group once; links to other files are not followed.
+
+    A group may be linked from many places, even from inside itself, so that the paths are without end.
+    """
+    seen = {h5py.h5o.get_info(top.id).addr}
+    waiting = [("", top)]
+    while waiting:
+        before, group = waiting.pop()
+        for name in group:
+            yield f"{before}{name}", group
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or not isinstance(group.get(name), h5py.Group):
+                continue
+            address = h5py.h5o.get_info(group[name].id).addr
+            if address not in seen:
+                seen.add(address)
+                waiting.append((f"{before}{name}/", group[name]))
 
 
 def _elsewhere(path: Path, name: str, other: str) -> str:

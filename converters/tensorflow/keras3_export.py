@@ -27,7 +27,7 @@ from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.keras3_files import WEIGHTS, walk_objects
-from fundus_rt.converters.tensorflow.keras_export import OPSET, garbage_collected_often, keras_answers
+from fundus_rt.converters.tensorflow.keras_export import OPSET, garbage_collected_often, keras_answers, require_columns
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError
 
@@ -56,7 +56,8 @@ def identify_keras3(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     architecture = identify_keras(_with_statistics(checkpoint), card)
 
     def build() -> Network:
-        return Keras3Network(build_keras3(checkpoint, architecture.description), architecture.input_size)
+        network = build_keras3(checkpoint, architecture.description)
+        return Keras3Network(require_columns(network, architecture.columns, checkpoint.path.name), architecture.input_size)
 
     notes = architecture.notes
     _, lowered = in_single_precision(config)

@@ -17,7 +17,7 @@ from typing import Any
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes
-from fundus_rt.converters.tensorflow.keras_files import KNOWN_ACTIVATIONS, KNOWN_LAYERS
+from fundus_rt.converters.tensorflow.keras_files import KNOWN_ACTIVATIONS, KNOWN_LAYERS, code_run, left_aside
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
 WEIGHTS = "model.weights.h5"
@@ -51,7 +51,7 @@ def read_keras_archive(path: Path, sha256: str, trust: bool) -> Checkpoint:
         trust: allow Lambda layers, whose Python byte code Keras would execute.
 
     Raises:
-        UnsupportedCheckpointError: damaged, with other files in it, or with objects that are not part of Keras.
+        UnsupportedCheckpointError: damaged, with other files in it, of Keras 2, or with objects that are not known.
         UntrustedCheckpointError: it carries or calls code, and is not trusted.
     """
     h5py = require("h5py")
@@ -60,11 +60,12 @@ def read_keras_archive(path: Path, sha256: str, trust: bool) -> Checkpoint:
             _refuse_members(path, archive)
             config = json.loads(archive.read("config.json"))
             version = str(json.loads(archive.read("metadata.json")).get("keras_version", ""))
+            _refuse_generation(path, config, version)
             with h5py.File(io.BytesIO(archive.read(WEIGHTS)), "r") as file:
                 refuse_links(h5py, file, path)
                 shapes = tensor_shapes(h5py, file)
         notes = [f"written by Keras {version or 'of unknown version'}"]
-        _refuse_code(path, config, trust)
+        notes += _refuse_code(path, config, trust)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise UnsupportedCheckpointError(
             f"{path.name} is a .keras archive that is damaged ({str(error)[:160]}); download it again"
@@ -85,18 +86,15 @@ def read_keras3_h5(h5py: Any, file: Any, path: Path, sha256: str, config: dict[s
         trust: allow Lambda layers, whose Python byte code Keras would execute.
 
     Raises:
-        UnsupportedCheckpointError: objects that are not part of Keras, or tensors in other files.
+        UnsupportedCheckpointError: objects that are not known, or tensors in other files.
         UntrustedCheckpointError: it carries or calls code, and is not trusted.
     """
     refuse_links(h5py, file, path)
-    _refuse_code(path, config, trust)
+    run = _refuse_code(path, config, trust)
     group = file["model_weights"]
     version = _text(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
     shapes, left = _without_training_state(tensor_shapes(h5py, group))
-    others = [key for key in file if key != "model_weights"]
-    notes = [f"written by Keras {version}", *left]
-    if others:
-        notes.append(f"left aside: {', '.join(others)} (state of the training)")
+    notes = [f"written by Keras {version}", *left, *left_aside(h5py, file, path), *run]
     return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
 
 
@@ -143,8 +141,18 @@ def _refuse_members(path: Path, archive: zipfile.ZipFile) -> None:
         )
 
 
-def _refuse_code(path: Path, config: dict[str, Any], trust: bool) -> None:
-    """Raise for objects that carry or call code, and for those of other packages."""
+def _refuse_generation(path: Path, config: dict[str, Any], version: str) -> None:
+    """Raise for an archive of Keras 2 (TensorFlow 2.12 to 2.15, or ``tf_keras``), whose weights have other names."""
+    modules = {str(found.get("module") or "").partition(".")[0] for _, found in walk_objects(config)}
+    if version.startswith(("0.", "1.", "2.")) or "tf_keras" in modules:
+        raise UnsupportedCheckpointError(
+            f"{path.name} is a .keras archive of Keras {version or '2'} (TensorFlow 2.12 to 2.15, or tf_keras); expected one of "
+            f"Keras 3. Load it where it was made, and save it with model.save('model.h5'), which is converted."
+        )
+
+
+def _refuse_code(path: Path, config: dict[str, Any], trust: bool) -> list[str]:
+    """Raise for objects that carry or call code, and for those that are not known; a sentence on the code of a trusted file."""
     executed: list[str] = []
     foreign: list[str] = []
     outermost = {key: value for key, value in config.items() if key != "compile_config"}
@@ -163,9 +171,11 @@ def _refuse_code(path: Path, config: dict[str, Any], trust: bool) -> None:
         )
     if foreign:
         raise UnsupportedCheckpointError(
-            f"{path.name} uses objects that are not part of Keras: {', '.join(foreign[:5])}. Replace them by Keras' own "
-            f"layers where the network is defined, and save it again with model.save('model.keras')."
+            f"{path.name} uses objects that are not among the layers and functions of Keras known here: "
+            f"{', '.join(foreign[:5])}. Export the network as ONNX or as a SavedModel where it is defined, or replace them and "
+            f"save it again with model.save('model.keras')."
         )
+    return code_run(executed)
 
 
 def _problem_of(found: dict[str, Any]) -> tuple[str, bool]:

@@ -103,6 +103,26 @@ def build_keras(checkpoint: Checkpoint, description: str) -> Any:
     return network
 
 
+def require_columns(network: Any, columns: int, file: str) -> Any:
+    """The network, if it gives as many numbers as its configuration was read to give.
+
+    Args:
+        network: as `build_keras` or `build_keras3` gives it.
+        columns: numbers for each picture that were told from the configuration.
+        file: name of the checkpoint, for the message.
+
+    Raises:
+        UnsupportedCheckpointError: another number, or no fixed one: a Dense layer at each place of a map, for example.
+    """
+    shape = tuple(network.outputs[0].shape)
+    if shape[1:] != (columns,):
+        raise UnsupportedCheckpointError(
+            f"{file} answers with {list(shape)}, but its last layer with weights has {columns} outputs: it stands at each place "
+            f"of a map, or its numbers are put together afterwards. Expected [None, {columns}]."
+        )
+    return network
+
+
 def keras_answers(network: Any, images: np.ndarray) -> np.ndarray:
     """Answers of a Keras network on prepared images.
 

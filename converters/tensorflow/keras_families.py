@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, refusal
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.tensorflow.efficientnet_eras import era_note, normalisation_note, stored_statistics
+from fundus_rt.converters.tensorflow.efficientnet_eras import notes_on_grey_levels, stored_statistics
 from fundus_rt.converters.tensorflow.keras_config import (
     Config,
     activation_of,
@@ -16,7 +16,8 @@ from fundus_rt.converters.tensorflow.keras_config import (
     settings_of,
     walk_layers,
 )
-from fundus_rt.converters.tensorflow.keras_export import KerasNetwork, build_keras
+from fundus_rt.converters.tensorflow.keras_export import KerasNetwork, build_keras, require_columns
+from fundus_rt.converters.tensorflow.keras_files import CONCLUDED
 from fundus_rt.converters.tensorflow.keras_landmarks import changed_backbone, landmark_of_config
 from fundus_rt.converters.tensorflow.keras_modern import modernised
 from fundus_rt.models.card import ModelCard
@@ -46,7 +47,7 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
             no fixed number of outputs, pictures of another number of channels than three.
     """
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings = tuple(note for note in checkpoint.notes if note.startswith(CONCLUDED))
     form = "full model" if checkpoint.format != "keras-h5-weights" else "weights with their configuration"
     made_here = checkpoint.keras_config is None
     if made_here:
@@ -72,7 +73,9 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     )  # fmt: skip
     if not checkpoint.keras_version.startswith("3."):
         notes += modernised(config)[1]
-    notes += _grey_levels(checkpoint, config, title)
+    efficientnet = "EfficientNet-B" in title and "stem_conv" in layer_names(config)
+    grey_levels = notes_on_grey_levels(config, stored_statistics(checkpoint), card.preprocessing, efficientnet)
+    notes, warnings = notes + grey_levels[0], warnings + grey_levels[1]
     if layout == "channels_first":
         notes += (
             "channels first: the reference answers are those of TensorFlow with its own graph optimiser turning the layout for "
@@ -80,7 +83,8 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         )
 
     def build() -> Network:
-        return KerasNetwork(build_keras(checkpoint, described), size, layout == "channels_first")
+        network = require_columns(build_keras(checkpoint, described), columns, checkpoint.path.name)
+        return KerasNetwork(network, size, layout == "channels_first")
 
     return Architecture(family, described, size, columns, activation, account, build, "tf2onnx", PACKAGES, notes, warnings)
 
@@ -159,8 +163,13 @@ def _ending(checkpoint: Checkpoint, card: ModelCard, config: Config) -> tuple[in
         elif kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D") and not pooled:
             pooled = True
         elif kind == "Dense" or (kind == "Conv2D" and (reshaped or pooled)):
-            settings = settings_of(layer)
-            applied.append(None if pooled else activation_of(layer))
+            settings, activation = settings_of(layer), activation_of(layer)
+            if pooled and activation not in (None, "linear", "relu"):
+                raise UnsupportedCheckpointError(
+                    f"{file} applies {activation!r} at each place of a map ({name!r}) and pools afterwards: its answers are "
+                    f"neither logits nor what {activation!r} of a logit would be. Expected the activation after the pooling."
+                )
+            applied.append(None if pooled else activation)
             found = next((activation for activation in applied if activation not in (None, "linear")), None)
             return int(settings.get("units") or settings.get("filters") or 0), _meaning(checkpoint, card, found)
         elif kind == "Conv2D":
@@ -191,13 +200,3 @@ def _meaning(checkpoint: Checkpoint, card: ModelCard, activation: str | None) ->
         f"{checkpoint.path.name} ends with the activation {activation!r}; expected linear, sigmoid or softmax, whose meaning is "
         f"known" + (", for classes" if activation in POSITIVE else "")
     )
-
-
-def _grey_levels(checkpoint: Checkpoint, config: Config, title: str) -> tuple[str, ...]:
-    """What an EfficientNet does to grey levels; nothing for other networks."""
-    if "EfficientNet-B" not in title or "stem_conv" not in layer_names(config):
-        return ()
-    stored = stored_statistics(checkpoint)
-    effect, era = normalisation_note(config, stored), era_note(config, stored)
-    found = [sentence for sentence in (effect, era) if sentence]
-    return ("; ".join(found),) if found else ()

@@ -17,19 +17,32 @@ from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpo
 _IMAGE_LAYERS = """
     Activation Add AlphaDropout Average AveragePooling2D BatchNormalization CenterCrop Concatenate Conv2D Conv2DTranspose
     Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten Functional GaussianDropout GaussianNoise GlobalAveragePooling2D
-    GlobalMaxPooling2D InputLayer LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Model Multiply Normalization
-    PReLU Permute RandomBrightness RandomContrast RandomFlip RandomRotation RandomTranslation RandomZoom ReLU Rescaling
-    Reshape Resizing SeparableConv2D Sequential SlicingOpLambda Softmax SpatialDropout2D Subtract TFOpLambda ThresholdedReLU
-    UpSampling2D ZeroPadding2D
+    GlobalMaxPooling2D GroupNormalization InputLayer LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Model Multiply
+    Normalization PReLU Permute RandomBrightness RandomContrast RandomCrop RandomFlip RandomRotation RandomTranslation
+    RandomZoom ReLU Rescaling Reshape Resizing SeparableConv2D Sequential SlicingOpLambda Softmax SpatialDropout2D Subtract
+    TFOpLambda ThresholdedReLU UpSampling2D ZeroPadding2D
 """
 KNOWN_LAYERS = frozenset(_IMAGE_LAYERS.split())
 """Layers of Keras 2 that image networks are made of and that carry no code of their own."""
 
-_ACTIVATIONS = "elu exponential gelu hard_sigmoid linear relu relu6 selu sigmoid silu softmax softplus softsign swish tanh"
+_ACTIVATIONS = """
+    elu exponential gelu hard_sigmoid hard_silu hard_swish leaky_relu linear relu relu6 selu sigmoid silu softmax softplus
+    softsign swish tanh
+"""
 KNOWN_ACTIVATIONS = frozenset(_ACTIVATIONS.split())
 
 HARMLESS_OPERATIONS = ("math.", "nn.", "__operators__.", "cast", "reshape", "concat", "expand_dims", "squeeze", "identity")
 """TensorFlow functions that a ``TFOpLambda`` may call. Others can read and write files (``io.write_file``)."""
+
+
+LARGEST_JSON = 64 << 20
+"""Bytes of a JSON file beside the weights that is looked into; the configuration of a large network has one million."""
+
+CONCLUDED = "that the network is the one of"
+"""With this begins the note on a JSON file of another name than the weights'."""
+
+TRAINING_STATE = ("optimizer_weights", "optimizer")
+"""Groups beside ``model_weights`` that hold no parameters of the network."""
 
 
 def read_keras_h5(path: Path, sha256: str, trust: bool) -> Checkpoint:
@@ -77,10 +90,8 @@ def _read(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) -> Checkpo
             f"{path.name} was written by Keras {version or '1'}, whose layers have other settings; expected Keras 2. Load it "
             f"with Keras 2.0 to 2.2, which translates them, and save it again with model.save('model.h5')."
         )
-    refuse_code(path, config, trust)
-    others = [key for key in file if key != "model_weights"]
-    if others:
-        notes.append(f"left aside: {', '.join(others)} (state of the training)")
+    notes += refuse_code(path, config, trust)
+    notes += left_aside(h5py, file, path)
     shapes = tensor_shapes(h5py, group)
     return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
 
@@ -102,8 +113,13 @@ def _read_weights(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) ->
     layers = stored_layers(file)
     config, beside = _configuration_beside(path, layers)
     if config is not None:
-        refuse_code(path.with_name(beside), config, trust)
+        notes += refuse_code(path.with_name(beside), config, trust)
         notes.append(f"weights only: the network is the one of {beside} beside it")
+        if beside not in _own_names(path):
+            notes.append(
+                f"{CONCLUDED} {beside} is concluded from the names of its layers alone: activations, strides and pooling come "
+                f"from that file, and weights fit them all. Name it {path.stem}.json if it is the right one"
+            )
     return Checkpoint(
         path, sha256, "keras-h5-weights", "keras", tensor_shapes(h5py, file), {}, config, version, tuple(notes), trust
     )  # fmt: skip
@@ -118,6 +134,8 @@ def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...
     fitting: dict[str, Config] = {}
     for other in sorted(path.parent.glob("*.json")):
         try:
+            if other.stat().st_size > LARGEST_JSON:
+                continue
             config = json.loads(other.read_text(encoding="utf-8"))
             config = json.loads(config) if isinstance(config, str) else config  # json.dump(model.to_json()) quotes it twice
             names = [layer_name(layer) for layer in config["config"]["layers"]] if "class_name" in config else []
@@ -125,7 +143,7 @@ def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...
             continue  # another file that happens to lie there
         if {name for name, weights in layers.items() if weights} <= set(names) and names:
             fitting[other.name] = config
-    own = [name for name in fitting if name in (f"{path.stem}.json", f"{path.name}.json")]
+    own = [name for name in fitting if name in _own_names(path)]
     different = {json.dumps(config, sort_keys=True) for config in fitting.values()}
     if not own and len(different) > 1:
         raise UnsupportedCheckpointError(
@@ -134,6 +152,11 @@ def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...
         )
     name = next(iter(own or fitting), "")
     return fitting.get(name), name
+
+
+def _own_names(path: Path) -> tuple[str, str]:
+    """Names under which the JSON of a weights-only file belongs to it beyond doubt."""
+    return f"{path.stem}.json", f"{path.name}.json"
 
 
 def _origin(path: Path, group: Any, file: Any) -> tuple[str, list[str]]:
@@ -162,13 +185,33 @@ def _joined(attributes: Any, key: str) -> str | None:
     return "".join(parts) if parts else None
 
 
-def refuse_code(path: Path, config: Config, trust: bool) -> None:
+def left_aside(h5py: Any, file: Any, path: Path) -> list[str]:
+    """A sentence on the state of the training in a whole model's ``.h5``; none where there is no such state.
+
+    Raises:
+        UnsupportedCheckpointError: other tensors beside ``model_weights``, which may belong to the network.
+    """
+    others = [key for key in file if key not in ("model_weights", *TRAINING_STATE)]
+    unknown = [key for key in others if isinstance(file[key], h5py.Dataset) or tensor_shapes(h5py, file[key])]
+    if unknown:
+        raise UnsupportedCheckpointError(
+            f"{path.name} holds tensors in {', '.join(map(repr, unknown[:5]))} beside those of the network ('model_weights'); "
+            f"what they are for is not known. Load it where the network is defined, and save it again with model.save()."
+        )
+    state = [key for key in file if key in TRAINING_STATE]
+    return [f"left aside: {', '.join(state)} (state of the training)"] if state else []
+
+
+def refuse_code(path: Path, config: Config, trust: bool) -> list[str]:
     """Look through a configuration of Keras 2 for what would run code, and for what is not known.
 
     Args:
         path: of the file, for messages.
         config: as read; nothing of it was looked up yet.
         trust: allow Lambda layers.
+
+    Returns:
+        A sentence that names the layers whose code is run when the network is loaded; empty where there are none.
 
     Raises:
         UntrustedCheckpointError: layers that carry or call code.
@@ -198,6 +241,17 @@ def refuse_code(path: Path, config: Config, trust: bool) -> None:
         )
     if foreign:
         raise UnsupportedCheckpointError(
-            f"{path.name} uses objects that are not part of Keras: {', '.join(foreign[:5])}. Replace them by Keras' own "
-            f"layers where the network is defined, and save it again with model.save('model.h5')."
+            f"{path.name} uses objects that are not among the layers and functions of Keras known here: "
+            f"{', '.join(foreign[:5])}. Export the network as ONNX or as a SavedModel where it is defined, or replace them and "
+            f"save it again with model.save('model.h5')."
         )
+    return code_run(executed)
+
+
+def code_run(executed: list[str]) -> list[str]:
+    """A sentence on the code of a trusted file; none where it has no code.
+
+    Args:
+        executed: layers with what each carries or calls, in words.
+    """
+    return [f"ran code of the file, which was trusted: {', '.join(executed)}"] if executed else []

@@ -39,7 +39,7 @@ class Head:
     """What stands after the backbone."""
 
     pooling: str
-    """``avg``, ``max``, ``flatten``, or ``inside`` where the backbone itself pools."""
+    """``avg``, ``max``, ``flatten``, or ``inside`` where the backbone itself pools, which does not say how."""
     name: str
     """Of the Dense layer, or of the convolution of 1 x 1 that MobileNet ends with."""
     units: int
@@ -81,9 +81,11 @@ def rebuilt(checkpoint: Checkpoint, card: ModelCard) -> tuple[Checkpoint, tuple[
     after = _after_backbone(checkpoint, layers, backbone, base, config, landmark)
     head = _head(checkpoint, layers, after, landmark, backbone is not None)
     if head.pooling == "inside":
-        warnings.append(
-            f"the layer {backbone!r} hides whether its pooling takes the mean or the largest value; the mean was taken"
-        )
+        raise _refused(
+            checkpoint, layers,
+            f"{landmark.title} inside the layer {backbone!r}, which hides whether its pooling takes the mean or the largest "
+            f"value",
+        )  # fmt: skip
     whole = _with_head(config, base, backbone, head)
     return dataclasses.replace(checkpoint, keras_config=whole), tuple(notes), tuple(warnings)
 
@@ -144,7 +146,10 @@ def _as_written(
     config: Config = {"class_name": "Functional", "config": base.get_config()}
     if "Normalization" not in {layer["class_name"] for layer in layers_of(config)}:
         return config
-    variance = stored_statistics(checkpoint).get("variance")
+    statistics = stored_statistics(checkpoint)
+    if len(statistics) > 1:
+        raise _refused(checkpoint, layers, f"{landmark.title} with {len(statistics)} Normalization layers in place of one")
+    variance = next(iter(statistics.values()), {}).get("variance")
     second, evidence = second_division(list(layers), checkpoint.keras_version, variance, backbone is not None)
     if second is None:
         raise _refused(

@@ -93,10 +93,10 @@ def _with_labels(card: ModelCard, labels: str | None) -> ModelCard:
 
     open_order = [output for output in card.outputs if output.labels_assumed]
     if labels is None and open_order:
-        names = ",".join(open_order[0].labels)
+        order = ",".join(open_order[0].labels)
         raise UsageError(
             f"the authors of {card.name} did not publish which number is which class, and it is not in the file. If you know the "
-            f"order, say it: --labels '{names}' or another. With --labels {ASSUMED} the card's order is taken, and every result "
+            f"order, say it: --labels '{order}' or another. With --labels {ASSUMED} the card's order is taken, and every result "
             f"says that it is assumed."
         )
     if labels is None or labels == ASSUMED:
