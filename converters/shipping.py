@@ -28,7 +28,22 @@ INPUT = "frames"
 RECEIPT = "receipt"
 PIXELS = "frames_float32"
 SEEN_THROUGH = frozenset(
-    ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Clip", "Dropout", "Slice", "Gather", "Split")
+    (
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Transpose",
+        "Cast",
+        "Clip",
+        "Dropout",
+        "Slice",
+        "Gather",
+        "Split",
+        "Min",
+        "Max",
+    )
 )
 """Operators behind an activation that leave its numbers what they are."""
 
@@ -99,7 +114,7 @@ def _activation_behind(producers: dict[str, Any], name: str) -> tuple[str, bool]
         if node.op_type not in SEEN_THROUGH:
             break
         chosen |= node.op_type in ("Slice", "Gather", "Split")
-        name = node.input[0]
+        name = next((part for part in node.input if part in producers), "")  # the others are bounds and indices
     return "none", chosen
 
 
