@@ -264,3 +264,15 @@ def test_a_dense_layer_at_each_place_of_a_map_is_refused(tmp_path: Path) -> None
 def test_a_regression_may_end_with_relu(tmp_path: Path) -> None:
     path = file_of(toy(units=1, activation="relu"), tmp_path / "x.h5")
     assert identify_architecture(read_checkpoint(path), card_for(16, "keras", columns=1)).activation == "none"
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_every_efficientnet_is_told_by_its_depths_and_its_top(number: int) -> None:
+    """The configuration as keras.applications writes it: B1 and B2 differ in neither depths nor stem."""
+    from fundus_rt.benchmarks.keras_networks import backbone
+    from fundus_rt.converters.tensorflow.keras_landmarks import landmark_of_config
+
+    network = backbone(f"EfficientNetB{number}", 64)
+    config = {"class_name": "Functional", "config": network.get_config()}
+    landmark, _ = landmark_of_config(config)
+    assert landmark is not None and landmark.family == f"efficientnet-b{number}"

@@ -89,12 +89,13 @@ def efficientnet(number: int) -> Landmark:
     return Landmark(f"efficientnet-b{number}", title, (), (), "top_bn", numbers, f"EfficientNetB{number}")
 
 
-def landmark_of(names: Collection[str], stem_filters: int | None) -> tuple[Landmark | None, str]:
+def landmark_of(names: Collection[str], top_filters: int | None) -> tuple[Landmark | None, str]:
     """The family that has these layers.
 
     Args:
         names: of all layers, or of those with weights.
-        stem_filters: filters of the layer ``stem_conv``, which tell EfficientNets apart.
+        top_filters: filters of the layer ``top_conv``. With the depths they tell EfficientNets apart: B1 and B2 have the same
+            depths, and the same 32 filters in their stem.
 
     Returns:
         The landmark, and in words what was found: one of the two is what counts.
@@ -104,10 +105,10 @@ def landmark_of(names: Collection[str], stem_filters: int | None) -> tuple[Landm
         depths = tuple(len({n for n in names if re.fullmatch(rf"block{stage}[a-z]+_dwconv", n)}) for stage in range(1, 8))
         for number, (width, depth) in enumerate(EFFICIENTNET_SCALES):
             scaled = tuple(math.ceil(depth * repeats) for repeats in EFFICIENTNET_REPEATS)
-            if depths == scaled and stem_filters == round_filters(32 * width):
+            if depths == scaled and top_filters == round_filters(1280 * width):
                 return efficientnet(number), ""
         shown = "-".join(map(str, depths))
-        return None, f"a Keras EfficientNet of depths {shown} and {stem_filters} filters in its stem, none of B0 to B7"
+        return None, f"a Keras EfficientNet of depths {shown} and {top_filters} filters at its top, none of B0 to B7"
     for landmark in LANDMARKS:
         if names.issuperset(landmark.present) and names.isdisjoint(landmark.absent):
             return landmark, ""
@@ -117,8 +118,8 @@ def landmark_of(names: Collection[str], stem_filters: int | None) -> tuple[Landm
 def landmark_of_config(config: Config) -> tuple[Landmark | None, str]:
     """As `landmark_of`, of a whole configuration."""
     layers = list(walk_layers(config))
-    stem = next((settings_of(layer).get("filters") for layer in layers if layer_name(layer) == "stem_conv"), None)
-    return landmark_of([layer_name(layer) for layer in layers], stem)
+    top = next((settings_of(layer).get("filters") for layer in layers if layer_name(layer) == "top_conv"), None)
+    return landmark_of([layer_name(layer) for layer in layers], top)
 
 
 def published_parameters(landmark: Landmark, width: int) -> int:

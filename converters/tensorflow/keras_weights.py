@@ -108,7 +108,7 @@ def _family(inner: dict[str, Shapes]) -> tuple[Landmark | None, str]:
     names = set(inner)
     if kinds["conv2d"] in (94, 95) and kinds["batch_normalization"] in (94, 95):
         names |= {"mixed0", "mixed10"}  # Inception-v3's layers with weights have running numbers only
-    return landmark_of(names, _filters(inner, "stem_conv"))
+    return landmark_of(names, _filters(inner, "top_conv"))
 
 
 def _filters(inner: dict[str, Shapes], name: str) -> int | None:
