@@ -32,7 +32,7 @@ def refuse_links(h5py: Any, file: Any, path: Path) -> None:
         if not isinstance(item, h5py.Dataset):
             continue
         if item.external:
-            raise UnsupportedCheckpointError(_elsewhere(path, name, _text(item.external[0][0])))
+            raise UnsupportedCheckpointError(_elsewhere(path, name, text_of(item.external[0][0])))
         if item.is_virtual:
             raise UnsupportedCheckpointError(_elsewhere(path, name, str(item.virtual_sources()[0].file_name)))
         if item.nbytes > LARGEST_COMPRESSION * item.id.get_storage_size() and item.nbytes > 64:
@@ -80,5 +80,6 @@ def _elsewhere(path: Path, name: str, other: str) -> str:
     )
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Text of an HDF5 attribute, which old versions of h5py give as bytes."""
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -16,7 +16,7 @@ from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes
+from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes, text_of
 from fundus_rt.converters.tensorflow.keras_files import KNOWN_ACTIVATIONS, KNOWN_LAYERS, code_run, left_aside
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
@@ -92,7 +92,7 @@ def read_keras3_h5(h5py: Any, file: Any, path: Path, sha256: str, config: dict[s
     refuse_links(h5py, file, path)
     run = _refuse_code(path, config, trust)
     group = file["model_weights"]
-    version = _text(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
+    version = text_of(group.attrs.get("keras_version", file.attrs.get("keras_version", "")))
     shapes, left = _without_training_state(tensor_shapes(h5py, group))
     notes = [f"written by Keras {version}", *left, *left_aside(h5py, file, path), *run]
     return Checkpoint(path, sha256, "keras-h5", "keras", shapes, {}, config, version, tuple(notes), trust)
@@ -226,7 +226,3 @@ def _without_training_state(shapes: dict[str, tuple[int, ...]]) -> tuple[dict[st
         else:
             kept[name] = shape
     return kept, [f"left aside: {count} tensors ({reason})" for reason, count in reasons.items()]
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -117,28 +117,12 @@ def answering_layers(config: Config) -> Iterator[Config]:
             position = layers.index(last)
             last = layers[position - 1] if position else None
         else:
-            sources = _sources(last)
+            sources = inbound_names(last)
             last = by_name.get(sources[0]) if len(sources) == 1 else None
-
-
-def last_layer(config: Config) -> Config:
-    """The layer that gives the network's output, found through nested models.
-
-    Raises:
-        UnsupportedCheckpointError: the network has more than one output, or no layers.
-    """
-    found = next(answering_layers(config), None)
-    if found is None:
-        raise UnsupportedCheckpointError("the configuration names no layer that gives the output; the file is damaged")
-    return found
 
 
 def inbound_names(layer: Config) -> list[str]:
     """Names of the layers whose outputs a layer of a Functional network takes, in order; Keras 2 and 3."""
-    return _sources(layer)
-
-
-def _sources(layer: Config) -> list[str]:
     found: list[str] = []
 
     def look(value: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes
+from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes, text_of
 from fundus_rt.converters.tensorflow.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
-from fundus_rt.converters.tensorflow.keras_loading import stored_layers, stored_names, text_of
+from fundus_rt.converters.tensorflow.keras_loading import stored_layers, stored_names
 from fundus_rt.converters.tensorflow.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fundus_rt.converters.tensorflow.hdf5_links import text_of
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 SHOWN = 5
@@ -34,11 +35,6 @@ def stored_names(group: Any, key: str) -> list[str]:
             parts.append(group.attrs[f"{key}{number}"])
             number += 1
     return [text_of(name) for part in parts for name in part]
-
-
-def text_of(value: Any) -> str:
-    """Text of an HDF5 attribute, which old versions of h5py give as bytes."""
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
 def stored_layers(group: Any) -> dict[str, dict[str, tuple[int, ...]]]:
