@@ -31,6 +31,26 @@ class BackendUnavailableError(FundusRtError):
     """A backend is not installed, or did not grant what was asked for."""
 
 
+class EngineError(FundusRtError):
+    """A TensorRT engine cannot be built, read or used."""
+
+
+class EngineMissingError(EngineError):
+    """No engine of this model for this machine; the message gives the command that builds it."""
+
+
+class EngineStaleError(EngineMissingError):
+    """An engine is there, but for another TensorRT, GPU or driver, or it is damaged; the message says which."""
+
+
+class DeviceLostError(FundusRtError):
+    """The GPU or its driver stopped answering: the session cannot go on."""
+
+
+class DeviceMemoryError(FundusRtError):
+    """The GPU's memory is not enough for what was asked."""
+
+
 class ReceiptError(FundusRtError):
     """The network answered for another input than the one that was sent: the session must stop."""
 
