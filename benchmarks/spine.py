@@ -180,7 +180,8 @@ def network_rate(pipeline: Pipeline, pictures: list[Path], threads: int) -> floa
     height, width = pipeline.card.preprocessing.input_size
     rng = np.random.default_rng(0)
     tensors = [rng.integers(0, 256, (1, height, width, 3), dtype=np.uint8) for _ in pictures]
-    session = pipeline._session._session  # type: ignore[attr-defined]
+    opened: Any = pipeline._session._session  # the guard's own session, which holds ONNX Runtime's
+    session = opened._session
     session.run(None, {"frames": tensors[0]})
 
     def run() -> None:

@@ -27,6 +27,7 @@ from fundus_rt.converters.parity import (
 )  # fmt: skip
 from fundus_rt.converters.shipping import embed_card, ship
 from fundus_rt.models.artifacts import atomic_path, sha256_of_file
+from fundus_rt.models.canary import PICTURES, Canary, canary_picture, chosen_canary
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import FundusRtError, ParityError, UnsupportedCheckpointError, UsageError
 
@@ -90,6 +91,7 @@ def onnx_from_checkpoint(
     checkpoint.state.clear()
     with during(f"Asking the original network about {len(tensors)} photographs"):
         reference = _reference(network, tensors, photographs, card, checkpoint.framework)
+        canary = _canary(network, card)
     with during(f"Exporting with {found.exporter}"):
         model = _exported(network, checkpoint, found)
     network.close()
@@ -98,18 +100,20 @@ def onnx_from_checkpoint(
     found = settled(found, model, checkpoint)
     card = resolved_card(card, found, checkpoint)
     require_logits(given, card, reference, checkpoint.path.name)
-    card = dataclasses.replace(card, provenance=_provenance(checkpoint, found))
+    card = dataclasses.replace(card, provenance=_provenance(checkpoint, found), canary=canary.to_dict() if canary else {})
     path, file_sha256, notes = checkpoint.path, checkpoint.sha256, (*checkpoint.notes, *found.notes)
     del checkpoint
     with during("Writing the shipped graph"):
         model = ship(model, card)
     try:
         with atomic_path(output) as temporary:
-            card, differences = _write_proved(model, card, temporary, tensors, reference, open_shipped, during)
+            card, differences = _write_proved(model, card, temporary, tensors, reference, open_shipped, during, canary)
             sha256, size = sha256_of_file(temporary), temporary.stat().st_size
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error}); choose another place with -o") from error
     warnings = (*found.warnings, *output_warnings(card, differences), *proof_warnings(card, differences, reference))
+    if canary is None:
+        warnings += ("the network answers the drawn pictures alike, so the file carries none to check a device with",)
     return ConversionReport(
         output, sha256, size, path, file_sha256, found, notes, tuple(differences), warnings, card,
         len(model.graph.node), peak_memory(), reference,
@@ -163,6 +167,26 @@ def _reference(
     return Reference(answers, same_tensors, theirs.libraries, levels)
 
 
+def _canary(network: Network, card: ModelCard) -> Canary | None:
+    """The original's answers to the drawn pictures by which a device is checked later; None where it answers them alike."""
+    spec = card.preprocessing
+    pictures = np.stack([canary_picture(which, spec.input_size, spec.input_dtype) for which in range(PICTURES)])
+    return chosen_canary({card.outputs[0].name: network.answers(reference_tensor(pictures, spec))})
+
+
+def _require_canary(shipped: ShippedModel, canary: Canary | None, card: ModelCard) -> None:
+    """The written file has to know the drawn pictures as the original does, or every device would refuse it."""
+    if canary is None:
+        return
+    spec = card.preprocessing
+    problems = canary.problems(run_in_batches(shipped, canary.batch(spec.input_size, spec.input_dtype)))
+    if problems:
+        raise ParityError(
+            f"the converted model does not answer drawn pictures as the original does, so nothing was written: "
+            f"{'; '.join(problems)}. Check that the card {card.name!r} belongs to the file."
+        )
+
+
 def _write_proved(
     model: Any,
     card: ModelCard,
@@ -171,6 +195,7 @@ def _write_proved(
     reference: Reference,
     open_shipped: Callable[[Path], ShippedModel],
     during: Step,
+    canary: Canary | None,
 ) -> tuple[ModelCard, list[OutputDifference]]:
     """Write, measure, put the measurement into the card, write again and replay the final bytes."""
     onnx = require("onnx")
@@ -179,6 +204,7 @@ def _write_proved(
         shipped = open_shipped(path)
         differences = compare_shipped(shipped, tensors, reference, card)
         before = run_in_batches(shipped, tensors[:1])
+        _require_canary(shipped, canary, card)
         del shipped
     measured = {
         "batch_sizes": [1, 2, 3],

@@ -196,6 +196,8 @@ class ModelCard:
     notes: tuple[str, ...] = ()
     bundled: str = ""
     """File name of the weights that the package ships, relative to ``models/bundled``; empty when it ships none."""
+    canary: dict[str, Any] = field(default_factory=dict)
+    """Set by the conversion: two drawn pictures and the original's answers to them (`fundus_rt.models.canary`)."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Set by the conversion: SHA-256 and format of the checkpoint, versions, measured differences."""
 

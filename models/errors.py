@@ -43,16 +43,24 @@ class EngineStaleError(EngineMissingError):
     """An engine is there, but for another TensorRT, GPU or driver, or it is damaged; the message says which."""
 
 
-class DeviceLostError(FundusRtError):
-    """The GPU or its driver stopped answering: the session cannot go on."""
+class StoppedError(FundusRtError):
+    """What computes cannot be trusted or is gone: there is no further answer until the model is opened again."""
+
+
+class DeviceLostError(StoppedError):
+    """The GPU or its driver stopped answering."""
 
 
 class DeviceMemoryError(FundusRtError):
     """The GPU's memory is not enough for what was asked."""
 
 
-class ReceiptError(FundusRtError):
-    """The network answered for another input than the one that was sent: the session must stop."""
+class ReceiptError(StoppedError):
+    """The network answered for another input than the one that was sent."""
+
+
+class CanaryError(StoppedError):
+    """The network does not give its known answers to its known pictures."""
 
 
 class UnsupportedCheckpointError(FundusRtError):

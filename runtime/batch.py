@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from fundus_rt.models.artifacts import sha256_of_bytes
-from fundus_rt.models.errors import BackendUnavailableError, FundusRtError, ReceiptError
+from fundus_rt.models.errors import BackendUnavailableError, FundusRtError, StoppedError
 from fundus_rt.runtime.eye import eye_from_file_name
 from fundus_rt.runtime.inputs import Item
 from fundus_rt.runtime.pipeline import Pipeline, Prepared
@@ -66,7 +66,7 @@ class Answerer:
         At most twice as many batches as workers are in memory, however many items there are.
 
         Raises:
-            ReceiptError: an answer belonged to another picture: no further row is given.
+            StoppedError: what computes cannot be trusted or is gone: no further row is given.
         """
         source = iter(items)
         waiting: deque[tuple[int, Future[list[Row]]]] = deque()
@@ -110,7 +110,7 @@ class Answerer:
             return []
         try:
             return list(self._pipeline.finish(pictures, tensors))
-        except ReceiptError:
+        except StoppedError:
             raise
         except Exception as error:  # backends raise what they like; one picture must not end the run of all others
             if len(pictures) == 1:
@@ -137,7 +137,7 @@ class Answerer:
         }
         try:
             return row, self._pipeline.prepare_bytes(content, sources, self._options.mirrored_by_source, out)
-        except ReceiptError:
+        except StoppedError:
             raise
         except Exception as error:  # one picture must not end the run of all others; the row says what happened
             row.update(_failure(error, row))

@@ -21,14 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import EyeError, NotFundusError, ReceiptError
+from fundus_rt.models.errors import EyeError, NotFundusError
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
 from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
+from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.interpret import Prediction, interpret
-from fundus_rt.runtime.preprocess import tensor_from_frame
+from fundus_rt.runtime.preprocess import crop_box, tensor_from_box, tensor_from_frame
 from fundus_rt.runtime.result import EyeResult, Result
-from fundus_rt.runtime.session import BackendInfo, Batch, ModelIdentity, Session, identify_model, open_session
+from fundus_rt.runtime.session import BackendInfo, Batch, Box, ModelIdentity, identify_model
 
 Frame = NDArray[np.uint8]
 """uint8 [H, W, 3], BGR, upright as the camera or its EXIF orientation says."""
@@ -40,13 +41,17 @@ ACQUISITION = "acquisition"
 class Prepared:
     """A picture on its way to the network."""
 
-    tensor: Batch
-    """[H, W, 3] of the network's input; a view of a buffer when `Pipeline.prepare` was given one."""
+    tensor: Batch | None
+    """[H, W, 3] of the network's input; a view of a buffer when `Pipeline.prepare` was given one. None where `frame` is set."""
     field_of_view: FieldOfView
     eye_sources: dict[str, str | None]
     eye: EyeResult
     warnings: list[str]
     timing_ms: dict[str, float] = field(default_factory=dict)
+    frame: Frame | None = None
+    """The whole picture, where the session crops and resizes it itself."""
+    box: Box = (0, 0, 0, 0)
+    """The part of `frame` that the model sees."""
 
 
 class Pipeline:
@@ -64,24 +69,29 @@ class Pipeline:
 
         Args:
             model: the name of a card whose weights the package ships, or an ``.onnx`` file written by this package.
-            backend: ``auto`` or ``onnxruntime``.
+            backend: ``auto``, ``onnxruntime`` or ``tensorrt``.
             device: ``cpu`` or ``cuda:N``.
             threads: threads of one inference; None for all cores.
             check: have the acquisition model look at every picture, so that what is no fundus photograph, or the other
                 eye than a source says, is refused. A model that mirrors left eyes always asks it.
 
         Raises:
-            CardError, ModelFileError, BackendUnavailableError: see `open_session`.
+            CardError, ModelFileError, BackendUnavailableError: see `open_guarded`.
         """
-        self._session: Session = open_session(model, backend, device, threads)
+        self._session: GuardedSession = open_guarded(model, backend, device, threads)
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(model, self.card)
         self._buffers = threading.local()
-        self.standing_warnings = _standing_warnings(self.card)
-        self._stopped: ReceiptError | None = None
         self.checks = check and not self._mirrors and self.card.name != ACQUISITION
         wanted = self._mirrors or self.checks
-        self._acquisition: Session | None = open_session(ACQUISITION, backend, device, threads) if wanted else None
+        self._acquisition = open_guarded(ACQUISITION, backend, device, threads) if wanted else None
+
+    @property
+    def standing_warnings(self) -> tuple[str, ...]:
+        """What every result of this model has to say, of its card and of what computes."""
+        sessions = [self._session] if self._acquisition is None else [self._session, self._acquisition]
+        said = (warning for session in sessions for warning in session.warnings)
+        return tuple(dict.fromkeys((*_standing_warnings(self.card), *said)))
 
     def __call__(self, frame: Frame, eye: str | None = None, mirrored_by_source: bool = False) -> Result:
         """Answer one frame.
@@ -94,7 +104,8 @@ class Pipeline:
         Raises:
             NotFundusError: no fundus photograph in the frame.
             EyeError: the model has to know the eye and it is unknown, or two sources disagree.
-            ReceiptError: the network answered for another picture; the pipeline answers no more.
+            StoppedError: the network answered for another picture, does not know its known pictures any more, or its device
+                is lost; the pipeline answers no more.
         """
         buffer = self._buffer()
         prepared = self.prepare(frame, {"call": eye}, mirrored_by_source, out=buffer[0])
@@ -135,7 +146,7 @@ class Pipeline:
         """
         frame = _require_frame(frame)
         timing: dict[str, float] = {}
-        warnings = list(self.standing_warnings)
+        warnings: list[str] = []
         if mirrored_by_source:
             frame = np.ascontiguousarray(frame[:, ::-1])
             warnings.append("the source was said to mirror its pictures: this one was turned back before anything else")
@@ -149,15 +160,18 @@ class Pipeline:
             with _timed(timing, "acquisition"):
                 sources["acquisition model"] = self._look(frame, view, warnings)
             mirrored = require_eye(resolve_eye(sources), self.card.name) == "left"
-        with _timed(timing, "preprocess"):
-            tensor = tensor_from_frame(frame, view, self.card.preprocessing, mirror=mirrored, out=out)
+        box = crop_box(view, frame.shape, self.card.preprocessing)
+        tensor = None
+        if not self._session.takes_frames:
+            with _timed(timing, "preprocess"):
+                tensor = tensor_from_box(frame, box, self.card.preprocessing, mirrored, out)
         if self.checks:
             with _timed(timing, "acquisition"):
                 sources["acquisition model"] = self._check(frame, view, tensor)
         decision = resolve_eye(sources)
         eye = EyeResult(decision.value, decision.source, mirrored)
         shown = _mirror_view(view, frame.shape[1]) if mirrored_by_source else view
-        return Prepared(tensor, shown, sources, eye, warnings, timing)
+        return Prepared(tensor, shown, sources, eye, warnings, timing, frame if tensor is None else None, box)
 
     def finish(self, pictures: Sequence[Prepared], batch: Batch | None = None) -> list[Result | EyeError]:
         """Run the network on prepared pictures and say what its numbers mean, in their order.
@@ -170,11 +184,10 @@ class Pipeline:
             A `Result` for each picture, or the `EyeError` of one whose eye the network itself contradicts.
 
         Raises:
-            ReceiptError: the network answered for other pictures; this pipeline answers no more.
+            StoppedError: as `__call__`.
         """
-        sent: Batch = np.stack([picture.tensor for picture in pictures]) if batch is None else batch[: len(pictures)]
         started = time.perf_counter()
-        answers = self._run(self._session, sent)
+        answers = self._answers(pictures, batch)
         elapsed = (time.perf_counter() - started) * 1e3 / len(pictures)
         results: list[Result | EyeError] = []
         for index, picture in enumerate(pictures):
@@ -206,15 +219,19 @@ class Pipeline:
             self._buffers.one = np.empty((1, height, width, 3), self.card.preprocessing.input_dtype)
         return self._buffers.one  # type: ignore[no-any-return]
 
-    def _run(self, session: Session, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """Run a network; after one answer that belongs to another picture there is no further one."""
-        if self._stopped is not None:
-            raise self._stopped
-        try:
-            return session.run(batch)
-        except ReceiptError as error:
-            self._stopped = error
-            raise
+    def _answers(self, pictures: Sequence[Prepared], batch: Batch | None) -> dict[str, NDArray[np.float32]]:
+        """The network's outputs for prepared pictures, [N, columns] by name: frame by frame, or all tensors at once."""
+        if any(picture.frame is not None for picture in pictures):
+            each = [self._answer_of(picture) for picture in pictures]
+            return {output.name: np.concatenate([one[output.name] for one in each]) for output in self.card.outputs}
+        sent: Batch = np.stack([p.tensor for p in pictures]) if batch is None else batch[: len(pictures)]  # type: ignore[misc]
+        return self._session.run(sent)
+
+    def _answer_of(self, picture: Prepared) -> dict[str, NDArray[np.float32]]:
+        if picture.tensor is not None:  # prepared after the session had to go on without its GPU
+            return self._session.run(picture.tensor[None])
+        assert picture.frame is not None, "a picture has its tensor or its frame"
+        return self._session.run_frame(picture.frame, picture.box, picture.eye.mirrored)
 
     def _look(self, frame: Frame, view: FieldOfView, warnings: list[str]) -> str | None:
         """The eye by the acquisition model, None where it is not sure; refuses what is no fundus photograph."""
@@ -223,7 +240,7 @@ class Pipeline:
         warnings += _gradability_warning(seen)
         return _confident_eye(seen)
 
-    def _check(self, frame: Frame, view: FieldOfView, tensor: Batch) -> str | None:
+    def _check(self, frame: Frame, view: FieldOfView, tensor: Batch | None) -> str | None:
         """As `_look`, for a model that the eye does not matter to: only a check, so the network's own crop serves for it.
 
         Reducing that crop again costs a tenth of going back to the frame. It softens, so gradability is not read from it.
@@ -232,15 +249,16 @@ class Pipeline:
         assert session is not None, "opened with every model that is checked"
         height, width = session.card.preprocessing.input_size
         spec = self.card.preprocessing
-        if spec.crop_mode == "field-of-view" and spec.input_dtype == "uint8" and min(spec.input_size) >= max(height, width):
+        fits = spec.crop_mode == "field-of-view" and spec.input_dtype == "uint8" and min(spec.input_size) >= max(height, width)
+        if tensor is not None and fits:
             reduced = np.asarray(cv2.resize(tensor, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         else:
             reduced = tensor_from_frame(frame, view, session.card.preprocessing)
         return _confident_eye(self._seen(session, reduced))
 
-    def _seen(self, session: Session, tensor: Batch) -> dict[str, Prediction]:
+    def _seen(self, session: GuardedSession, tensor: Batch) -> dict[str, Prediction]:
         """What the acquisition model says of its input; `NotFundusError` for what is no fundus photograph."""
-        answers = self._run(session, tensor[None])
+        answers = session.run(tensor[None])
         seen = interpret({o.name: answers[o.name][0] for o in session.card.outputs}, session.card)
         if seen["fundus"].decision != "fundus":
             raise NotFundusError(
@@ -251,7 +269,7 @@ class Pipeline:
 
     def _result(self, picture: Prepared, outputs: dict[str, Prediction]) -> Result | EyeError:
         eye = picture.eye
-        warnings = list(picture.warnings)
+        warnings = [*self.standing_warnings, *picture.warnings]
         if self.card.name == ACQUISITION:
             warnings += _gradability_warning(outputs)
             if outputs["fundus"].decision != "fundus":

@@ -70,11 +70,18 @@ def tensor_from_frame(
     Raises:
         ValueError: `out` has another shape or dtype.
     """
+    return tensor_from_box(frame, crop_box(field_of_view, frame.shape, spec), spec, mirror, out)
+
+
+def tensor_from_box(
+    frame: Frame, box: Box, spec: PreprocessingSpec, mirror: bool = False, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """`tensor_from_frame` for a crop that is known already: left, top, right, bottom as `crop_box` gives them."""
     expected = (*spec.input_size, 3)
     if out is None:
         out = np.empty(expected, spec.input_dtype)
     elif out.shape != expected or out.dtype != spec.input_dtype:
         raise ValueError(f"got out of {out.dtype} {out.shape}, expected {spec.input_dtype} {expected}")
-    tensor = resize_box(frame, crop_box(field_of_view, frame.shape, spec), spec.input_size, spec.interpolation)
+    tensor = resize_box(frame, box, spec.input_size, spec.interpolation)
     np.copyto(out, cv2.flip(tensor, 1) if mirror else tensor)
     return out

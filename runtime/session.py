@@ -15,8 +15,10 @@ from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError, ReceiptError
 from fundus_rt.models.registry import bundled_file, load_card
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("onnxruntime", "tensorrt")
 
+ENGINE_SUFFIX = ".engine"
+Box = tuple[int, int, int, int]
 Batch = NDArray[Any]
 """Network input: uint8 or float32 [N, H, W, 3], BGR, grey levels 0 to 255."""
 
@@ -34,7 +36,21 @@ class Session(Protocol):
     """A loaded network. `run` may be called from several threads at once."""
 
     card: ModelCard
-    backend: BackendInfo
+
+    @property
+    def backend(self) -> BackendInfo:
+        """What computes."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every result of this session has to say."""
+        ...
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether this is a `FrameSession`."""
+        ...
 
     def run(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """Answer a batch: float32 [N, columns] per output of the card, and the receipt float32 [N, H].
@@ -48,6 +64,26 @@ class Session(Protocol):
         ...
 
 
+class FrameSession(Session, Protocol):
+    """A session that also takes whole frames: one whose `takes_frames` is True."""
+
+    def run_frame(self, frame: NDArray[np.uint8], box: Box, mirror: bool) -> dict[str, NDArray[np.float32]]:
+        """Answer one whole frame: crop, resize and mirroring are done where the network is.
+
+        Args:
+            frame: uint8 [H, W, 3], BGR; only read.
+            box: left, top, right, bottom in whole pixels, as `fundus_rt.runtime.preprocess.crop_box` gives it.
+            mirror: exchange left and right.
+
+        Returns:
+            As `run` for a batch of one, with the same numbers as for the tensor of `tensor_from_frame`.
+
+        Raises:
+            ReceiptError: as `run`.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """Which file answered: card name, SHA-256 of the file, precision of its graph."""
@@ -58,14 +94,14 @@ class ModelIdentity:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """The ``.onnx`` file behind a card's name or a path.
+    """The ``.onnx`` or ``.engine`` file behind a card's name or a path.
 
     Raises:
         CardError: an unknown name, or a known model whose weights are not part of the package.
         ModelFileError: the file does not exist or is of another kind.
     """
     path = Path(model)
-    if path.suffix == ".onnx":
+    if path.suffix in (".onnx", ENGINE_SUFFIX):
         if not path.is_file():
             raise ModelFileError(f"model file {path} does not exist; give an .onnx file written by `fundus-rt convert`")
         return path
@@ -76,24 +112,33 @@ def resolve_model(model: str | Path) -> Path:
     return bundled_file(load_card(str(model)))
 
 
-def open_session(model: str | Path, backend: str = "auto", device: str = "cpu", threads: int | None = None) -> Session:
-    """Open a model file on a backend.
+def open_session(model: str | Path, backend: str = "onnxruntime", device: str = "cpu", threads: int | None = None) -> Session:
+    """Open a model file on a backend, as it is; `fundus_rt.runtime.guarded_session.open_guarded` also chooses and guards.
 
     Args:
-        model: a card's name whose weights the package ships, or an ``.onnx`` file written by this package.
-        backend: ``auto`` or ``onnxruntime``.
+        model: a card's name whose weights the package ships, an ``.onnx`` file written by this package, or an ``.engine`` built
+            from one.
+        backend: ``onnxruntime`` or ``tensorrt``.
         device: ``cpu`` or ``cuda:N``.
-        threads: threads that one `Session.run` may use; None for all cores that this process may use.
+        threads: threads that one `Session.run` may use on a CPU; None for all cores that this process may use.
 
     Raises:
         ModelFileError: the file is not ONNX, carries no card, or its graph and card disagree.
         BackendUnavailableError: the backend is not installed or did not grant the device.
+        EngineMissingError: TensorRT has no engine of this model for this machine.
     """
     if backend not in BACKENDS:
         raise BackendUnavailableError(f"backend {backend!r} is not known, expected one of {', '.join(BACKENDS)}")
+    path = resolve_model(model)
+    if backend == "tensorrt":
+        from fundus_rt.runtime.tensorrt_session import TensorRTSession
+
+        return TensorRTSession(path, device=device)
+    if path.suffix == ENGINE_SUFFIX:
+        raise BackendUnavailableError(f"{path.name} is a TensorRT engine; open it with --backend tensorrt --device cuda:0")
     from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(resolve_model(model), device=device, threads=threads or usable_cores())
+    return OnnxRuntimeSession(path, device=device, threads=threads or usable_cores())
 
 
 def identify_model(model: str | Path, card: ModelCard) -> ModelIdentity:

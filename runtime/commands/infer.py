@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter. Faster.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime"]), default="auto", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
 @click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here, each as soon as it is done.")
