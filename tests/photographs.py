@@ -170,3 +170,13 @@ def hard_cases() -> dict[str, Callable[[], Case]]:
     add("tiny", (120, 96), (60.3, 47.1), 44.2)
     add("twelve megapixels", (4288, 2848), (2010.0, 1420.0), 1700.0)
     return cases
+
+
+def half_and_half(left: int, right: int, size: int = 400) -> Image:
+    """A disc whose left half has one green level and whose right half another, on black."""
+    frame = np.zeros((size, size + 200, 3), np.uint8)
+    frame[:, : (size + 200) // 2, :] = (20, left, 120)
+    frame[:, (size + 200) // 2 :, :] = (20, right, 120)
+    mask = np.zeros(frame.shape[:2], np.uint8)
+    cv2.circle(mask, ((size + 200) // 2, size // 2), size // 2 - 20, 1, -1)
+    return frame * mask[..., None]

@@ -19,16 +19,7 @@ from fundus_rt.models.errors import (
 )
 from fundus_rt.runtime.pipeline import Frame, Pipeline
 from fundus_rt.runtime.session import check_receipt
-
-
-def half_and_half(left: int, right: int, size: int = 400) -> Frame:
-    """A disc whose left half has one green level and whose right half another, on black."""
-    frame = np.zeros((size, size + 200, 3), np.uint8)
-    frame[:, : (size + 200) // 2, :] = (20, left, 120)
-    frame[:, (size + 200) // 2 :, :] = (20, right, 120)
-    mask = np.zeros(frame.shape[:2], np.uint8)
-    cv2.circle(mask, ((size + 200) // 2, size // 2), size // 2 - 20, 1, -1)
-    return frame * mask[..., None]
+from tests.photographs import half_and_half
 
 
 def photograph(examples: Path, name: str) -> Frame:
