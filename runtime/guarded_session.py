@@ -18,6 +18,7 @@ from fundus_rt.models.errors import (
     DeviceLostError,
     DeviceMemoryError,
     EngineMissingError,
+    FundusRtError,
     ModelFileError,
     StoppedError,
 )
@@ -193,7 +194,10 @@ class GuardedSession:
             if self._continue_with is None:
                 return False
             before = failed.backend
-            self._session = self._continue_with()
+            try:
+                self._session = self._continue_with()
+            except FundusRtError as other:
+                raise type(error)(f"{error} It cannot be gone on with on the CPU either: {other}") from error
             self._continue_with = None
             cause = " ".join(str(error).split())
             self._said += (

@@ -271,6 +271,13 @@ class TestGoingOn:
         with pytest.raises(CanaryError):
             GuardedSession(Faulty(tiny_sex, lost), continue_with=lambda: Faulty(tiny_sex, other_weights))
 
+    def test_no_backend_to_go_on_with_is_said_with_the_first_cause(self, tiny_sex: Path) -> None:
+        def missing() -> Any:
+            raise guarded_session.BackendUnavailableError("ONNX Runtime is not installed")
+
+        with pytest.raises(DeviceLostError, match="does not answer.*ONNX Runtime is not installed"):
+            GuardedSession(Faulty(tiny_sex, lost), continue_with=missing)
+
     def test_results_name_the_device_and_the_cause(self, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         faulty = Faulty(tiny_sex)
         guarded = GuardedSession(faulty, continue_with=lambda: OnnxRuntimeSession(tiny_sex))
