@@ -25,11 +25,15 @@ def sha256_of_bytes(content: bytes) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it when the block ends without an error.
 
     The content is on the disk before the name changes, so after a power cut the target is either the old file or the
     whole new one. On an error the temporary file is removed and the target stays as it was.
+
+    Args:
+        target: the file; its folder must exist.
+        mode: who may do what with the new file, as `os.chmod` takes it.
 
     Raises:
         OSError: the folder is missing or cannot be written.
@@ -41,7 +45,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

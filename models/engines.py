@@ -56,7 +56,10 @@ class EngineKey:
     """Jetson's release, ``36.4.3``; empty elsewhere."""
     profile: EngineProfile = field(default_factory=EngineProfile)
     flags: tuple[str, ...] = ()
-    """What else changes the engine, sorted: ``optimisation-level=3``, ``tf32`` …"""
+    """What else changes the engine: ``optimisation-level=3``, ``tf32`` …; kept sorted, for their order means nothing."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flags", tuple(sorted(set(self.flags))))
 
     def digest(self) -> str:
         """SHA-256 of the key, 64 hexadecimal digits."""
@@ -117,12 +120,25 @@ def record_from_json(text: str, origin: str) -> EngineRecord:
         key = dict(values.pop("key"))
         profile: dict[str, Any] = {name: None if limits is None else tuple(limits) for name, limits in key.pop("profile").items()}
         key["flags"] = tuple(key["flags"])
-        return EngineRecord(key=EngineKey(profile=EngineProfile(**profile), **key), **values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = EngineRecord(key=EngineKey(profile=EngineProfile(**profile), **key), **values)
+        if wrong := _wrongly_typed(record):
+            raise TypeError(f"{', '.join(wrong)} of another type")
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, EngineError) as error:
         raise EngineError(
             f"{origin} is not the record of an engine that this version reads ({error}); "
             "build the engine again with `fundus-rt build`"
         ) from error
+
+
+def _wrongly_typed(record: EngineRecord) -> list[str]:
+    kinds = {"engine_sha256": str, "engine_bytes": int, "card": dict, "precision": str, "built_at": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(getattr(record, name), kind)]
+    if not isinstance(record.build_seconds, (int, float)):
+        wrong.append("build_seconds")
+    texts = [entry.name for entry in fields(EngineKey) if entry.name not in ("profile", "flags")]
+    wrong += [name for name in texts if not isinstance(getattr(record.key, name), str)]
+    return wrong + ([] if all(isinstance(flag, str) for flag in record.key.flags) else ["flags"])
 
 
 def _shown(value: Any) -> str:

@@ -41,7 +41,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: errors of the package become one message on standard error and exit status 2."""
-    from fundus_rt.models.errors import FundusRtError, ParityError, ReceiptError
+    from fundus_rt.models.errors import FundusRtError, ParityError, StoppedError
 
     # Every picture's fault has its own row; Pillow's warnings about damaged tags would only stand between the rows.
     warnings.filterwarnings("ignore", module="PIL")
@@ -52,4 +52,4 @@ def main() -> None:
         sys.exit(2)
     except FundusRtError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(1 if isinstance(error, (ReceiptError, ParityError)) else 2)
+        sys.exit(1 if isinstance(error, (StoppedError, ParityError)) else 2)

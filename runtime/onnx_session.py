@@ -10,6 +10,18 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import BackendUnavailableError, CardError, ModelFileError
+from fundus_rt.runtime.onnx_providers import (
+    CPU,
+    PROFILE,
+    PROVIDERS,
+    chosen_provider,
+    device_failure,
+    forbid_tf32,
+    open_on_provider,
+    provider_settings,
+    session_options,
+)
+from fundus_rt.runtime.provider_causes import onnxruntime_wheels, reinstall_command
 from fundus_rt.runtime.session import BackendInfo, Batch, check_receipt, require_input
 
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -18,43 +30,45 @@ _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 class OnnxRuntimeSession:
     """A network of this package on ONNX Runtime. Thread-safe: several threads may call `run` at once."""
 
-    def __init__(self, path: Path, device: str = "cpu", threads: int = 1) -> None:
+    takes_frames = False
+    """Crop and resize are left to the host, where the filter's own library is the faster way."""
+
+    def __init__(self, path: Path, device: str = "cpu", threads: int = 1, provider: str = "auto") -> None:
         """Open `path`.
 
         Args:
             path: an ``.onnx`` file written by this package.
             device: ``cpu`` or ``cuda:N``.
-            threads: threads within one `run`.
+            threads: threads within one `run` on a CPU.
+            provider: ``auto`` (CUDA on ``cuda:N``), ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``. The two TensorRT
+                providers build an engine each time, which takes up to minutes, and take at most eight pictures at once; `run`
+                divides larger batches.
 
         Raises:
-            BackendUnavailableError: ONNX Runtime is missing, or did not grant the device.
+            BackendUnavailableError: ONNX Runtime is missing, or did not grant the device; the message says why.
+            DeviceMemoryError: the GPU's memory is not enough.
             ModelFileError: not an ONNX file, no card in it, or a graph that its card does not describe.
         """
-        ort = _import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that spin between runs take the cores that decoding needs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider, provider_options = _provider(device, ort)
+        ort = import_onnxruntime()
+        self.provider, index = chosen_provider(provider, device)
+        on_cpu = self.provider == CPU
+        options = session_options(ort, threads)
+        if not on_cpu:  # only read, to know the card and to tell a bad file from a bad provider
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session: Any = ort.InferenceSession(
-                str(path), options, providers=[provider], provider_options=[provider_options]
-            )
+            self._session: Any = ort.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise ModelFileError(
                 f"{path.name} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error, path)}); "
                 "expected an .onnx file written by `fundus-rt convert`"
             ) from error
-        granted = self._session.get_providers()[0]
-        if granted != provider:
-            raise BackendUnavailableError(
-                f"ONNX Runtime granted {granted}, asked for {provider} (device {device}). Install the matching "
-                "onnxruntime-gpu without onnxruntime beside it, or say --device cpu."
-            )
         self.card: ModelCard = _card_of(self._session, path)
         _require_contract(self._session, self.card, path)
+        self.settings = provider_settings(self.provider, index, self.card)
+        self.warnings = forbid_tf32(self.provider)
+        self._most = PROFILE.batch[2] if self.provider in (PROVIDERS["tensorrt"], PROVIDERS["tensorrt-rtx"]) else None
+        if not on_cpu:
+            self._session = open_on_provider(ort, path, self.provider, index, self.settings, self.card)
         self._outputs = [output.name for output in self.card.outputs]
         self.backend = BackendInfo("onnxruntime", device, ort.__version__)
 
@@ -63,8 +77,11 @@ class OnnxRuntimeSession:
         if self._session is None:
             raise ValueError("this session is closed; open a new one")
         require_input(batch, self.card)
-        values = self._session.run([*self._outputs, "receipt"], {"frames": batch})
-        answer = dict(zip([*self._outputs, "receipt"], values, strict=True))
+        names = [*self._outputs, "receipt"]
+        most = self._most or max(len(batch), 1)
+        parts = [self._values(names, batch[start : start + most]) for start in range(0, len(batch), most)]
+        values = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        answer = dict(zip(names, values, strict=True))
         check_receipt(batch, answer["receipt"])
         for name in self._outputs:
             if answer[name].shape[0] != batch.shape[0] or not np.isfinite(answer[name]).all():
@@ -78,30 +95,33 @@ class OnnxRuntimeSession:
         """Release the network."""
         self._session = None
 
+    def _values(self, names: list[str], batch: Batch) -> list[NDArray[np.float32]]:
+        try:
+            return self._session.run(names, {"frames": batch})  # type: ignore[no-any-return]
+        except Exception as error:  # ONNX Runtime's own exception types share no base class
+            if self.provider == CPU:
+                raise
+            raise device_failure(error) from error
 
-def _import_onnxruntime() -> Any:
+
+def import_onnxruntime() -> Any:
+    """The module ``onnxruntime``.
+
+    Raises:
+        BackendUnavailableError: it is not installed, or what is installed is empty.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailableError(
             "ONNX Runtime is not installed; install one of: pip install 'fundus-rt[cpu]', pip install 'fundus-rt[gpu]'"
         ) from error
-    return onnxruntime
-
-
-def _provider(device: str, ort: Any) -> tuple[str, dict[str, Any]]:
-    if device == "cpu":
-        return "CPUExecutionProvider", {}
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not index.isdigit():
-        raise BackendUnavailableError(f"device {device!r} is not known, expected cpu or cuda:N")
-    available = ort.get_available_providers()
-    if "CUDAExecutionProvider" not in available:
+    if not hasattr(onnxruntime, "InferenceSession"):
         raise BackendUnavailableError(
-            f"device {device} asked for, but this ONNX Runtime offers only {', '.join(available)}; "
-            "pip uninstall onnxruntime && pip install 'fundus-rt[gpu]', or say --device cpu"
+            "ONNX Runtime is only partly there: two of its wheels shared its files, and one was uninstalled. "
+            f"{reinstall_command(onnxruntime_wheels())}, or 'fundus-rt[cpu]' without a GPU"
         )
-    return "CUDAExecutionProvider", {"device_id": int(index), "use_tf32": 0}
+    return onnxruntime
 
 
 def _card_of(session: Any, path: Path) -> ModelCard:

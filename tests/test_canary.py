@@ -275,7 +275,7 @@ class TestGoingOn:
         def missing() -> Any:
             raise guarded_session.BackendUnavailableError("ONNX Runtime is not installed")
 
-        with pytest.raises(DeviceLostError, match="does not answer.*ONNX Runtime is not installed"):
+        with pytest.raises(DeviceLostError, match=r"does not answer.*ONNX Runtime is not installed"):
             GuardedSession(Faulty(tiny_sex, lost), continue_with=missing)
 
     def test_results_name_the_device_and_the_cause(self, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
