@@ -80,7 +80,8 @@ class Architecture:
     columns: int
     """Numbers per image that the network gives."""
     activation: str | None
-    """What the network already applies at its end: ``none``, ``sigmoid`` or ``softmax``. None: only its graph tells."""
+    """What the network already applies at its end, as `activation_inside` of `converters.graphs.graph_ending` names it. None:
+    only its graph tells."""
     account: LoadAccount
     build: Callable[[], Network] = field(repr=False)
     """Builds the network in its framework and loads every tensor of the account."""
@@ -108,7 +109,7 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | 
 
     Raises:
         UnsupportedCheckpointError: another network than the card expects, one that is not supported, tensors missing or
-            left over, another input size; the message says what was found and what was expected.
+            left over, another input size, another order of the classes; the message says what was found and what was expected.
         UsageError: `named` is neither form, or cannot be imported.
     """
     if named is not None and checkpoint.framework != "pytorch":
@@ -126,7 +127,9 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | 
             f"{card.preprocessing.input_size[0]} x {card.preprocessing.input_size[1]}. Use a card with "
             f"preprocessing.input_size [{height}, {width}]."
         )
-    return architecture
+    from fundus_rt.converters.statements import held_against_statements
+
+    return held_against_statements(checkpoint, card, architecture)
 
 
 def _identify(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:

@@ -49,6 +49,11 @@ class Checkpoint:
     ``meta.dataset_meta.classes``, torchvision's ``class_to_idx``); empty when it does not."""
     stated_architecture: str = ""
     """What the file's own training options call the network (``arch``, ``args.model``), unchecked; empty when they do not."""
+    warnings: tuple[str, ...] = ()
+    """What lies beside the network, was not used and may belong to its answer, one sentence each."""
+    stated_preparation: dict[str, Any] = field(default_factory=dict)
+    """What the file's own training options say, unchecked: ``mean``, ``std`` (RGB, on values from 0 to 1), ``interpolation``,
+    ``img_size`` or ``input_size``, pixels, and options of the network that no tensor shows (``gp``, ``bn_eps``, ...)."""
 
     @property
     def parameters(self) -> int:

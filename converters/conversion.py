@@ -15,8 +15,11 @@ from fundus_rt.converters.architecture import Architecture, Network, identify_ar
 from fundus_rt.converters.backends import require, versions
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.conversion_report import ConversionReport, peak_memory, proof_warnings
+from fundus_rt.converters.graphs.graph_beginning import grey_level_notes
+from fundus_rt.converters.graphs.graph_cleaning import clean_graph
 from fundus_rt.converters.original_preprocessing import Photograph, largest_level_difference, original_inputs
-from fundus_rt.converters.output_meaning import output_warnings, require_logits, require_same_order, resolved_card, settled
+from fundus_rt.converters.output_meaning import output_warnings, require_logits, resolved_card, settled
+from fundus_rt.converters.output_place import require_free_place
 from fundus_rt.converters.parity import (
     OutputDifference,
     Reference,
@@ -55,7 +58,8 @@ def onnx_from_checkpoint(
     Args:
         checkpoint_path: file of PyTorch, Keras or ONNX, or the folder of a TensorFlow SavedModel.
         card: the model's card; columns and activations that it leaves open are read from the file.
-        output: where the ``.onnx`` is written; the file appears whole and proved, or not at all.
+        output: where the ``.onnx`` is written; the file appears whole and proved, or not at all. A file that this function
+            wrote before is replaced, no other.
         tensors: prepared frames of real photographs [N, H, W, 3], BGR, of the card's input size and dtype.
         open_shipped: opens a written file and returns a callable from frames to all outputs by name.
         photographs: the same photographs before any preprocessing, one for each of `tensors`; the original framework then
@@ -70,7 +74,7 @@ def onnx_from_checkpoint(
         What was read, measured and written.
 
     Raises:
-        UsageError: frames of the wrong shape or dtype, or an output that cannot be written.
+        UsageError: frames of the wrong shape or dtype, or an output that cannot be written or would replace another file.
         UnsupportedCheckpointError: the checkpoint cannot be read, or is not the card's network to the last weight.
         UntrustedCheckpointError: reading it would execute code and `trust_pickle` was not given.
         ParityError: the file written does not answer as the original; it was removed.
@@ -79,10 +83,10 @@ def onnx_from_checkpoint(
     say, during = progress or (lambda message: None), step or (lambda message: nullcontext())
     output, given = Path(output), card
     _check_call(card, tensors, photographs, output)
+    require_free_place(output, Path(checkpoint_path))
     with during("Reading the checkpoint"):
         checkpoint = read_checkpoint(checkpoint_path, trust_pickle, progress)
         found = identify_architecture(checkpoint, card, architecture)
-        require_same_order(card, checkpoint)
         if found.activation is not None:
             card = resolved_card(card, found, checkpoint)
     say(f"{checkpoint.path.name} holds {found.description}")
@@ -94,14 +98,16 @@ def onnx_from_checkpoint(
         canary = _canary(network, card)
     with during(f"Exporting with {found.exporter}"):
         model = _exported(network, checkpoint, found)
+    found = _with_doubts(found, network, model, card, checkpoint.framework)
     network.close()
     del network
     gc.collect()
-    found = settled(found, model, checkpoint)
+    found = settled(found, model, checkpoint, reference.answers[card.outputs[0].name])
     card = resolved_card(card, found, checkpoint)
     require_logits(given, card, reference, checkpoint.path.name)
     card = dataclasses.replace(card, provenance=_provenance(checkpoint, found), canary=canary.to_dict() if canary else {})
     path, file_sha256, notes = checkpoint.path, checkpoint.sha256, (*checkpoint.notes, *found.notes)
+    doubts = (*checkpoint.warnings, *found.warnings)
     del checkpoint
     with during("Writing the shipped graph"):
         model = ship(model, card)
@@ -111,7 +117,7 @@ def onnx_from_checkpoint(
             sha256, size = sha256_of_file(temporary), temporary.stat().st_size
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error}); choose another place with -o") from error
-    warnings = (*found.warnings, *output_warnings(card, differences), *proof_warnings(card, differences, reference))
+    warnings = (*doubts, *output_warnings(card, differences), *proof_warnings(card, differences, reference))
     if canary is None:
         warnings += ("the network answers the drawn pictures alike, so the file carries none to check a device with",)
     return ConversionReport(
@@ -137,10 +143,25 @@ def _check_call(card: ModelCard, tensors: np.ndarray, photographs: Sequence[Phot
         raise UsageError(f"the folder {output.parent} does not exist; create it, or choose another place with -o")
 
 
+def _with_doubts(found: Architecture, network: Network, model: Any, card: ModelCard, framework: str) -> Architecture:
+    """The architecture with what its graph itself does to grey levels (files of Keras say that in their configuration), and a
+    warning of decisions that its graph does not have."""
+    notes, warnings = ((), ()) if framework == "keras" else grey_level_notes(model, card)
+    frozen = getattr(network, "frozen", [])
+    if frozen:
+        warnings += (
+            f"the network's own code decides by numbers of its tensors ({'; '.join(frozen[:4])}), and the graph has only the way "
+            f"that it took while it was exported: right only if the decision is about shapes, which are always the same here",
+        )
+    return dataclasses.replace(found, notes=(*found.notes, *notes), warnings=(*found.warnings, *warnings))
+
+
 def _exported(network: Network, checkpoint: Checkpoint, found: Architecture) -> Any:
-    """The network's graph; what an exporter cannot write is an answer, not a crash."""
+    """The network's graph, cleaned; what an exporter cannot write is an answer, not a crash."""
     try:
-        return network.graph()
+        model = network.graph()
+        clean_graph(model)
+        return model
     except FundusRtError:
         raise
     except Exception as error:  # exporters raise classes of their own

@@ -75,6 +75,13 @@ def proof_warnings(card: ModelCard, differences: list[OutputDifference], referen
             f"the preprocessing differs from the original's by up to {reference.levels:.3g} grey levels in single values; the "
             f"answers are within the tolerance on these photographs, others may differ more"
         )
+    for output in card.outputs:
+        numbers = reference.answers[output.name]
+        if output.activation in ("sigmoid", "softmax") and len(numbers) > 1 and numbers.min() >= 0 and numbers.max() <= 1:
+            found.append(
+                f"all numbers that the original gives for {output.name} lie between 0 and 1, as probabilities do, and "
+                f"{output.activation} is applied to them because the card says so: right only if they are no probabilities yet"
+            )
     for difference in differences:
         if difference.photographs == 1:
             found.append(f"{difference.name} was compared on one photograph only: whether it tells pictures apart is not shown")

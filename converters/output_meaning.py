@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.graphs.graph_ending import activation_inside
 from fundus_rt.converters.parity import OutputDifference, Reference
-from fundus_rt.converters.shipping import activation_inside
 from fundus_rt.models.card import ModelCard, OutputSpec
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -20,15 +22,21 @@ STANDARDISED = 6.0
 and no standardised one lies six deviations out."""
 
 
-def settled(architecture: Architecture, model: Any, checkpoint: Checkpoint) -> Architecture:
+def settled(architecture: Architecture, model: Any, checkpoint: Checkpoint, answers: np.ndarray) -> Architecture:
     """The architecture with the activation that its graph ends with, which has to be what the file's configuration says.
+
+    Args:
+        architecture: with the activation of the file's configuration, or None.
+        model: its graph, an `onnx.ModelProto`.
+        checkpoint: the file, for messages.
+        answers: the original's [N, columns].
 
     Raises:
         UnsupportedCheckpointError: the two contradict each other.
     """
     if len(model.graph.output) != 1:
         return architecture  # `ship` says what is wrong with the number of outputs
-    found = activation_inside(model, model.graph.output[0].name)
+    found = activation_inside(model, model.graph.output[0].name, answers)
     if architecture.activation not in (None, found):
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} says that it ends with {architecture.activation}, its graph ends with {found}; which "
@@ -58,13 +66,16 @@ def resolved_card(card: ModelCard, architecture: Architecture, checkpoint: Check
         )
     inside_problem = _contradiction(output, columns, inside)
     if inside_problem:
-        raise UnsupportedCheckpointError(f"{file} ends with {inside}, {inside_problem}")
+        raise UnsupportedCheckpointError(
+            f"{file} ends with {'a logarithm' if inside == 'logarithm' else inside}, {inside_problem}"
+        )
     by_task = TASK_ACTIVATIONS.get(output.task, "sigmoid" if columns == 1 else "softmax")
-    resolved = "none" if inside != "none" else by_task
-    if output.activation not in (None, resolved) and inside != "none":
+    resolved = by_task if inside in (None, "none", "log-softmax") else "none"
+    if output.activation not in (None, resolved) and inside not in (None, "none"):
         raise UnsupportedCheckpointError(
             f"{file} already ends with {inside}, and output {output.name!r} of the card {card.name!r} asks for "
-            f"{output.activation} on top; applied twice the probabilities would be wrong. Set the card's activation to null."
+            f"{output.activation} on top, where {resolved} is needed: the probabilities would be wrong. Set the card's "
+            f"activation to null."
         )
     output = dataclasses.replace(output, columns=columns, activation=output.activation or resolved)
     return dataclasses.replace(card, outputs=(output,)).validate()
@@ -75,6 +86,11 @@ def _contradiction(output: OutputSpec, columns: int, inside: str | None) -> str:
     where = f"output {output.name!r} of the card is a {output.task} output"
     if inside == "softmax" and columns == 1:
         return "on one number, which is always 1: a broken network"
+    if inside == "logarithm" or (inside == "log-softmax" and output.task not in ("binary", "multiclass")):
+        return (
+            f"which gives logarithms of probabilities, but {where}, and neither sigmoid nor softmax makes its numbers of "
+            f"them. Export the network without the logarithm at its end, or let it give the numbers before the activation"
+        )
     if output.task == "regression" and inside == "sigmoid" and (output.scale, output.offset) == (1.0, 0.0):
         return (
             f"a number between 0 and 1, but {where} in {output.unit}. If the authors trained on a scaled target, say how it was "
@@ -82,7 +98,8 @@ def _contradiction(output: OutputSpec, columns: int, inside: str | None) -> str:
         )
     if output.task in ("binary", "multiclass") and columns > 1 and inside == "sigmoid":
         return (
-            f"so its {columns} numbers are probabilities of their own that do not exclude each other, but {where}. "
+            f"so its {columns} numbers are probabilities of their own that do not exclude each other, or parts of more classes, "
+            f"but {where}. "
             f"If each label can be present by itself, make it a multilabel output in the card"
         )
     if output.task == "multilabel" and inside == "softmax":
@@ -143,19 +160,4 @@ def require_logits(stated: ModelCard, card: ModelCard, reference: Reference, fil
                 f"{numbers.max():.3g}), as probabilities do, though its graph does not end with {output.activation}. Applied "
                 f'twice it would be wrong. Say in the card which holds: "activation": "none" for probabilities, '
                 f'"{output.activation}" for logits.'
-            )
-
-
-def require_same_order(card: ModelCard, checkpoint: Checkpoint) -> None:
-    """Refuse a card whose labels are those that the file states, in another order.
-
-    Raises:
-        UnsupportedCheckpointError: with both orders.
-    """
-    for output in card.outputs:
-        own, stated = ([name.strip().lower() for name in names] for names in (output.labels, checkpoint.classes))
-        if sorted(own) == sorted(stated) and own != stated:
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.path.name} states the classes {', '.join(checkpoint.classes)} in this order, the card "
-                f"{card.name!r} has {', '.join(output.labels)}. Give the order that holds with --labels, or in the card."
             )

@@ -12,14 +12,9 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.graphs.graph_cleaning import (
-    clean_graph,
-    constant_of,
-    initializers_by_name,
-    new_initializer,
-    permutation,
-)
-from fundus_rt.converters.graphs.graph_names import all_names, captured_names, give_way, rename
+from fundus_rt.converters.graphs.graph_beginning import affine_steps, readers
+from fundus_rt.converters.graphs.graph_cleaning import clean_graph, constant_of, initializers_by_name, new_initializer
+from fundus_rt.converters.graphs.graph_names import all_names, give_way, rename
 from fundus_rt.converters.graphs.onnx_upgrade import IR_VERSION, OPSETS
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
@@ -27,25 +22,6 @@ from fundus_rt.models.errors import UnsupportedCheckpointError
 INPUT = "frames"
 RECEIPT = "receipt"
 PIXELS = "frames_float32"
-SEEN_THROUGH = frozenset(
-    (
-        "Identity",
-        "Reshape",
-        "Squeeze",
-        "Unsqueeze",
-        "Flatten",
-        "Transpose",
-        "Cast",
-        "Clip",
-        "Dropout",
-        "Slice",
-        "Gather",
-        "Split",
-        "Min",
-        "Max",
-    )
-)
-"""Operators behind an activation that leave its numbers what they are."""
 
 
 def ship(model: Any, card: ModelCard) -> Any:
@@ -85,43 +61,6 @@ def ship(model: Any, card: ModelCard) -> Any:
             f"it again with the exporter's standard operators."
         ) from error
     return model
-
-
-def activation_inside(model: Any, output: str) -> str:
-    """What a graph applies last before an output: ``sigmoid``, ``softmax`` or ``none``.
-
-    Operators behind it that only choose, order, join or bound numbers are seen through. One number chosen out of a softmax is a
-    probability of its own, as a sigmoid's.
-
-    Args:
-        model: an `onnx.ModelProto`.
-        output: name of the output.
-    """
-    producers = {name: node for node in model.graph.node for name in node.output}
-    found, chosen = _activation_behind(producers, output)
-    return "sigmoid" if found == "softmax" and chosen and _width_of(model, output) == 1 else found
-
-
-def _activation_behind(producers: dict[str, Any], name: str) -> tuple[str, bool]:
-    """The activation that a tensor comes from, and whether a part of it was chosen on the way."""
-    chosen = False
-    while (node := producers.get(name)) is not None:
-        if node.op_type in ("Sigmoid", "Softmax"):
-            return str(node.op_type).lower(), chosen
-        if node.op_type == "Concat":
-            branches = {_activation_behind(producers, part)[0] for part in node.input}
-            return (branches.pop(), True) if len(branches) == 1 else ("none", chosen)
-        if node.op_type not in SEEN_THROUGH:
-            break
-        chosen |= node.op_type in ("Slice", "Gather", "Split")
-        name = next((part for part in node.input if part in producers), "")  # the others are bounds and indices
-    return "none", chosen
-
-
-def _width_of(model: Any, output: str) -> int:
-    """Columns of an output as the graph declares them; 0 where it does not."""
-    dims = [dim.dim_value for value in model.graph.output if value.name == output for dim in value.type.tensor_type.shape.dim]
-    return dims[-1] if dims else 0
 
 
 def embed_card(model: Any, card: ModelCard) -> None:
@@ -180,7 +119,7 @@ def _replace_input(onnx: Any, graph: Any, card: ModelCard, channels_first: bool)
     order = [2, 1, 0] if spec.color_order == "RGB" else [0, 1, 2]
     factor, shift, entry, layout_first = _absorb_affine(graph, old, factor, shift, channels_first)
     head = _HeadBuilder(onnx, graph)
-    consumers = _readers(graph, entry)
+    consumers = readers(graph, entry)
     if len(consumers) == 1 and layout_first and _can_take_pixels(graph, consumers[0], entry):
         factor, shift = _fold_into_convolution(graph, consumers[0], factor, shift, order)
         last = head.add("Transpose", PIXELS, perm=[0, 3, 1, 2])
@@ -253,32 +192,11 @@ def _absorb_affine(
         Factor and shift with the network's own arithmetic in them, the name of the tensor that now stands for the result,
         and whether that has its channels first.
     """
-    while True:
-        consumers = _readers(graph, name)
-        if len(consumers) != 1 or name not in consumers[0].input or any(value.name == name for value in graph.output):
-            return factor, shift, name, channels_first
-        node = consumers[0]
-        if node.op_type == "Transpose" and not channels_first and permutation(node) == [0, 3, 1, 2]:
-            channels_first = True
-        elif node.op_type in ("Mul", "Add", "Sub", "Div"):
-            at = 1 - list(node.input).index(name)
-            values = _per_channel(constant_of(graph, node.input[at]), channels_first)
-            if values is None or (at == 0 and node.op_type in ("Sub", "Div")):
-                return factor, shift, name, channels_first
-            if node.op_type in ("Mul", "Div"):
-                by = values if node.op_type == "Mul" else 1.0 / values
-                factor, shift = factor * by, shift * by
-            else:
-                shift = shift + (values if node.op_type == "Add" else -values)
-        else:
-            return factor, shift, name, channels_first
-        name = node.output[0]
-        graph.node.remove(node)
-
-
-def _readers(graph: Any, name: str) -> list[Any]:
-    """The nodes that read a tensor, by themselves or in the graphs inside them."""
-    return [node for node in graph.node if name in node.input or name in captured_names(node)]
+    for step in affine_steps(graph, name, channels_first):
+        factor, shift = factor * step.factor, shift * step.factor + step.shift
+        name, channels_first = step.node.output[0], step.channels_first
+        graph.node.remove(step.node)
+    return factor, shift, name, channels_first
 
 
 def _can_take_pixels(graph: Any, node: Any, name: str) -> bool:
@@ -289,19 +207,6 @@ def _can_take_pixels(graph: Any, node: Any, name: str) -> bool:
     weights = constant_of(graph, node.input[1])
     settled = len(node.input) < 3 or not node.input[2] or constant_of(graph, node.input[2]) is not None
     return not grouped and settled and weights is not None and weights.ndim == 4 and weights.shape[1] == 3
-
-
-def _per_channel(values: np.ndarray | None, channels_first: bool) -> np.ndarray | None:
-    """A constant as one number per channel, float64 [3]; None when it is none or varies over the picture."""
-    if values is None:
-        return None
-    full = values.reshape((1,) * (4 - values.ndim) + values.shape) if values.ndim <= 4 else np.zeros((0, 0, 0, 0))
-    axis = 1 if channels_first else 3
-    allowed = [1, 1, 1, 1]
-    allowed[axis] = full.shape[axis]
-    if list(full.shape) != allowed or full.shape[axis] not in (1, 3):
-        return None
-    return np.broadcast_to(full.reshape(-1), (3,)).astype(np.float64)
 
 
 def _fold_into_convolution(

@@ -11,7 +11,10 @@ import click
 _COMMANDS = {
     "infer": "Answer photographs with a model.",
     "convert": "Turn a published checkpoint into a verified .onnx file.",
+    "build": "Turn an .onnx file into a TensorRT engine for this machine.",
     "models": "List, show and cite models.",
+    "doctor": "Look at libraries, GPU and folders; say what to do.",
+    "selftest": "Prove that this device answers as it should; one file to send back.",
 }
 
 

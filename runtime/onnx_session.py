@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import BackendUnavailableError, CardError, ModelFileError
+from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.onnx_providers import (
     CPU,
     PROFILE,
@@ -21,8 +22,7 @@ from fundus_rt.runtime.onnx_providers import (
     provider_settings,
     session_options,
 )
-from fundus_rt.runtime.provider_causes import onnxruntime_wheels, reinstall_command
-from fundus_rt.runtime.session import BackendInfo, Batch, check_receipt, require_input
+from fundus_rt.runtime.session import BackendInfo, Batch, require_input
 
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
@@ -81,15 +81,7 @@ class OnnxRuntimeSession:
         most = self._most or max(len(batch), 1)
         parts = [self._values(names, batch[start : start + most]) for start in range(0, len(batch), most)]
         values = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
-        answer = dict(zip(names, values, strict=True))
-        check_receipt(batch, answer["receipt"])
-        for name in self._outputs:
-            if answer[name].shape[0] != batch.shape[0] or not np.isfinite(answer[name]).all():
-                raise ModelFileError(
-                    f"{self.card.name}: output {name!r} is {list(answer[name].shape)} or not finite, expected one finite row "
-                    f"for each of {batch.shape[0]} pictures; the file is damaged, convert it again"
-                )
-        return answer
+        return checked_answers(batch, dict(zip(names, values, strict=True)), self.card)
 
     def close(self) -> None:
         """Release the network."""
@@ -117,6 +109,9 @@ def import_onnxruntime() -> Any:
             "ONNX Runtime is not installed; install one of: pip install 'fundus-rt[cpu]', pip install 'fundus-rt[gpu]'"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
+        from fundus_rt.runtime.doctor_software import onnxruntime_wheels
+        from fundus_rt.runtime.provider_causes import reinstall_command
+
         raise BackendUnavailableError(
             "ONNX Runtime is only partly there: two of its wheels shared its files, and one was uninstalled. "
             f"{reinstall_command(onnxruntime_wheels())}, or 'fundus-rt[cpu]' without a GPU"

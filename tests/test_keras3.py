@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -18,6 +19,7 @@ from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.parity import reference_tensor
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError, UntrustedCheckpointError
 from tests import make_checkpoints as make
+from tests.keras_toys import card_for
 from tests.test_onnx_from_checkpoint import convert, open_shipped
 
 h5py = pytest.importorskip("h5py")
@@ -118,6 +120,37 @@ def test_a_network_with_other_weights_than_the_file_is_refused(small: Path, monk
     monkeypatch.setattr(KERAS.saving, "load_model", one_bias_lost)
     with pytest.raises(UnsupportedCheckpointError, match=r"11 tensors 1 are not as in the file, and 1 .*layers/dense/vars/1"):
         keras3_export.build_keras3(read_checkpoint(small), "a test's network")
+
+
+def test_quantized_weights_are_no_weights(tmp_path: Path, small: Path) -> None:
+    """Whole numbers equal to those that Keras would load: their scale is not in the file."""
+    with zipfile.ZipFile(small) as archive:
+        (tmp_path / "weights.h5").write_bytes(archive.read("model.weights.h5"))
+    with h5py.File(tmp_path / "weights.h5", "r+") as file:
+        bias = np.asarray(file["layers/dense/vars/1"])
+        del file["layers/dense/vars/1"]
+        file["layers/dense/vars/1"] = np.zeros(bias.shape, np.int8)
+    changed = {"model.weights.h5": (tmp_path / "weights.h5").read_bytes()}
+    path = edited(small, tmp_path / "x.keras", lambda config: None, **changed)
+    with pytest.raises(UnsupportedCheckpointError, match=r"1 are not as in the file, and 1 .*layers/dense/vars/1"):
+        keras3_export.build_keras3(read_checkpoint(path), "a test's network")
+
+
+@pytest.mark.parametrize("operation", ["sigmoid", "softmax"])
+def test_an_operation_at_the_end_is_read_from_the_graph(tmp_path: Path, operation: str) -> None:
+    image = KERAS.Input((16, 16, 3))
+    found = KERAS.layers.Dense(2)(KERAS.layers.GlobalAveragePooling2D()(KERAS.layers.Conv2D(4, 3)(image)))
+    network = KERAS.Model(image, getattr(KERAS.ops, operation)(found))
+    network.save(tmp_path / "x.keras")
+    card = card_for(16, "keras", columns=2)
+    output = dataclasses.replace(card.outputs[0], task="multilabel" if operation == "sigmoid" else "multiclass")
+    card = dataclasses.replace(card, outputs=(output,))
+    frames = make.photographs(16, 4, 3)
+    report = convert(tmp_path / "x.keras", card, tmp_path / "shipped.onnx", tensors=frames)
+    assert report.card.outputs[0].activation == "none"
+    expected = network.predict(reference_tensor(frames, card.preprocessing), verbose=0)
+    answered = open_shipped(tmp_path / "shipped.onnx")(frames)[card.outputs[0].name]
+    np.testing.assert_allclose(answered, expected, atol=1e-5)
 
 
 def test_an_h5_that_keras_cannot_load_again_says_so(tmp_path: Path) -> None:

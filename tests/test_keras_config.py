@@ -105,6 +105,69 @@ def test_what_other_versions_wrote_gives_the_same_answers(tmp_path: Path, edit: 
     np.testing.assert_allclose(answers_of(path, images()), expected, atol=1e-6)
 
 
+def plain_objects(config: Config) -> None:
+    """Layers inside settings as Keras up to 2.12 write them: class and settings alone."""
+    for layer in config["config"]["layers"]:
+        inside = layer["config"].get("activation")
+        if isinstance(inside, dict):
+            layer["config"]["activation"] = {"class_name": inside["class_name"], "config": inside["config"]}
+
+
+@pytest.mark.parametrize("edit", [lambda config: None, plain_objects], ids=["Keras 2.15", "Keras 2.4"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ELU", {"alpha": 0.1}),
+        ("LeakyReLU", {"alpha": 0.1}),
+        ("LeakyReLU", {"alpha": 0.4, "name": "relu"}),
+        ("ReLU", {"max_value": 0.5, "negative_slope": 0.2}),
+        ("ThresholdedReLU", {"theta": 0.7}),
+        ("PReLU", {"shared_axes": [1, 2]}),
+        ("Softmax", {"axis": 1}),
+        ("Activation", {"activation": "tanh", "name": "relu"}),
+    ],
+)
+def test_a_layer_given_as_activation_keeps_its_settings(
+    tmp_path: Path, kind: str, settings: Config, edit: Callable[[Config], None]
+) -> None:
+    """``Conv2D(activation=LeakyReLU(0.1))``, also under the name of a function of Keras that computes something else."""
+    layers = keras().layers
+    image = layers.Input((16, 16, 3))
+    found = layers.Conv2D(4, 3, activation=getattr(layers, kind)(**settings))(image)
+    found = layers.Activation(getattr(layers, kind)(**settings))(layers.Conv2D(4, 3, name="second")(found))
+    network = shake(keras_model(image, layers.Dense(3, name="answer")(layers.Flatten()(found))))
+    expected = network.predict(images(), verbose=0)
+    assert np.ptp(expected, axis=0).max() > 0.01
+    path = with_edited_config(file_of(network, tmp_path / "x.h5"), tmp_path / "y.h5", edit)
+    assert identify_architecture(read_checkpoint(path), card_for(16, "keras", columns=3)).activation == "none"
+    np.testing.assert_allclose(answers_of(path, images()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("GroupNormalization", {"groups": 3}), ("LeakyReLU", {"slope": 0.1}), ("BatchNormalization", {}), ("Softmax", {})],
+)
+def test_a_class_of_the_authors_under_a_name_of_keras_is_not_taken_for_it(tmp_path: Path, kind: str, settings: Config) -> None:
+    """Keras writes no mark on it, but the settings that its own class always has are missing."""
+
+    def edit(config: Config) -> None:
+        layer_of(config, "relu_b").update(class_name=kind, config={"name": "relu_b", "trainable": True, **settings})
+
+    path = with_edited_config(file_of(toy(), tmp_path / "x.h5"), tmp_path / "y.h5", edit)
+    with pytest.raises(UnsupportedCheckpointError, match=rf"'relu_b' \(layer {kind}, without settings .*author's own"):
+        read_checkpoint(path)
+
+
+def test_code_in_a_layer_given_as_activation_is_refused(tmp_path: Path) -> None:
+    def edit(config: Config) -> None:
+        inside = {"class_name": "Lambda", "config": {"name": "relu", "function": ["4wEAAAA=", None, None]}}
+        layer_of(config, "conv_a")["config"]["activation"] = inside
+
+    path = with_edited_config(file_of(toy(), tmp_path / "x.h5"), tmp_path / "y.h5", edit)
+    with pytest.raises(UntrustedCheckpointError, match=r"'relu' \(a Lambda layer with Python byte code\)"):
+        read_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "same"),
     [

@@ -51,11 +51,16 @@ def nested_of_equal_shapes() -> Any:
     return module.Sequential([inner, layers.GlobalAveragePooling2D(name="pool"), layers.Dense(2, name="answer")])
 
 
-@pytest.mark.parametrize("damage", ["", "no order"])
+@pytest.mark.parametrize("damage", ["", "no order", "frozen later"])
 def test_frozen_layers_of_another_session_are_paired_by_number_not_by_place(tmp_path: Path, damage: str) -> None:
-    """Keras lists frozen weights last; three of equal shape would change places without a word."""
+    """Keras lists frozen weights last; three of equal shape would change places without a word.
+
+    Where the JSON does not say which layers were frozen, the list in the file could also be that of other layers.
+    """
     keras()
-    (tmp_path / "x.json").write_text(nested_of_equal_shapes().to_json(), encoding="utf-8")
+    described = nested_of_equal_shapes()
+    described.layers[0].layers[1].trainable = damage == "frozen later"
+    (tmp_path / "x.json").write_text(described.to_json(), encoding="utf-8")
     network = shake(nested_of_equal_shapes())
     network.layers[0].layers[1].trainable = False
     path = tmp_path / "x.h5"
@@ -63,17 +68,43 @@ def test_frozen_layers_of_another_session_are_paired_by_number_not_by_place(tmp_
     with h5py.File(path, "r+") as file:
         names = [text.decode() if isinstance(text, bytes) else text for text in file["base"].attrs["weight_names"]]
         assert [name.split("/")[0] for name in names[::2]] == ["conv2d_3", "conv2d_5", "conv2d_4"]
-        if damage:
+        if damage == "no order":
             for group in (file["base"],):
                 group.move("conv2d_4", "conv2d_4_1")
                 group.attrs["weight_names"] = np.asarray([name.replace("conv2d_4", "conv2d_4_1") for name in names], dtype="S")
     if damage:
-        with pytest.raises(UnsupportedCheckpointError, match="does not fit its network to the last weight"):
+        message = "does not fit its network to the last weight" if damage == "no order" else "conv2d_4/kernel:0 after .*conv2d_5"
+        with pytest.raises(UnsupportedCheckpointError, match=message):
             answers_of(path, images())
         return
     expected = network.predict(images(), verbose=0)
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose(answers_of(path, images()), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("nested", "same"), [(False, True), (False, False), (True, True), (True, False)])
+def test_names_that_keras_gave_are_not_taken_for_layers_in_another_order(tmp_path: Path, nested: bool, same: bool) -> None:
+    """A JSON of another session: the same names, but the layer that is called conv2d there is called conv2d_1 here."""
+
+    def chain(order: tuple[int, int]) -> Any:
+        layers = keras().layers
+        convolutions = [layers.Conv2D(3, 3, activation="tanh") for _ in range(2)]
+        image = layers.Input((16, 16, 3))
+        found = convolutions[order[1]](convolutions[order[0]](image))
+        if nested:
+            inner, image = keras_model(image, found), layers.Input((16, 16, 3))
+            found = inner(image)
+        return keras_model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(found)))
+
+    (tmp_path / "x.json").write_text(chain((1, 0) if same else (0, 1)).to_json(), encoding="utf-8")
+    network = shake(chain((1, 0)))
+    network.save_weights(tmp_path / "x.h5")
+    expected = network.predict(images(), verbose=0)
+    if same:
+        np.testing.assert_allclose(answers_of(tmp_path / "x.h5", images()), expected, atol=1e-6)
+    else:
+        with pytest.raises(UnsupportedCheckpointError, match=r"lists .*conv2d/kernel:0 after .*conv2d_1/kernel:0, its network"):
+            answers_of(tmp_path / "x.h5", images())
 
 
 def test_the_order_of_layers_in_the_file_does_not_matter(tmp_path: Path) -> None:
@@ -141,6 +172,10 @@ def change(path: Path, what: str) -> Path:
             group.attrs["layer_names"] = np.asarray(names, dtype="S")
         elif what == "left over":
             group["conv_a"]["forgotten"] = np.zeros(7, np.float32)
+        elif what == "whole numbers":
+            kernel = np.asarray(inner["kernel:0"])
+            del inner["kernel:0"]
+            inner["kernel:0"] = np.round(kernel * 20).astype(np.int8)
         elif what == "another weight":
             inner.move("bias:0", "offset:0")
             group["conv_a"].attrs["weight_names"] = [b"conv_a/kernel:0", b"conv_a/offset:0"]
@@ -155,6 +190,7 @@ def change(path: Path, what: str) -> Path:
         ("another shape", r"conv_a/conv_a/kernel:0 is \[3, 3, 6, 3\] in the file where \[3, 3, 3, 6\] is needed"),
         ("another layer", r"the file holds and the network has not: layer 'conv_z'"),
         ("left over", r"the network has [\d,]+ parameters, the file [\d,]+"),
+        ("whole numbers", r"conv_a/conv_a/kernel:0 holds whole numbers \(int8\).*quantized"),
         ("another weight", r"the file holds and the network has not: conv_a/conv_a/offset"),
     ],
 )

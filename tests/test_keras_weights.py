@@ -55,6 +55,24 @@ def test_the_json_beside_the_weights_is_the_network(tmp_path: Path, name: str) -
     np.testing.assert_allclose(answers_of(path, images()), expected, atol=1e-6)
 
 
+def test_the_json_of_the_files_own_name_counts_whatever_its_layers_are_called(tmp_path: Path) -> None:
+    """Running numbers of another session: the weights are paired in order, and a network that they do not fit is refused."""
+    layers = keras().layers
+
+    def network(columns: int = 2) -> Any:
+        image = layers.Input((16, 16, 3))
+        return keras_model(image, layers.Dense(columns, activation="sigmoid")(layers.GlobalMaxPooling2D()(image)))
+
+    (tmp_path / "x.json").write_text(network().to_json(), encoding="utf-8")
+    later = shake(network())
+    path = weights_of(later, tmp_path / "x.h5")
+    assert identified(path, 16, "keras", columns=2).activation == "sigmoid"
+    np.testing.assert_allclose(answers_of(path, images()), later.predict(images(), verbose=0), atol=1e-6)
+    (tmp_path / "x.json").write_text(network(3).to_json(), encoding="utf-8")
+    with pytest.raises(UnsupportedCheckpointError, match="nothing is converted"):
+        answers_of(path, images())
+
+
 def test_two_networks_beside_the_weights_are_not_chosen_between(tmp_path: Path) -> None:
     network = toy()
     (tmp_path / "one.json").write_text(network.to_json(), encoding="utf-8")
@@ -93,6 +111,7 @@ def test_mobilenet_is_rebuilt_from_its_layers_names(mobilenet: tuple[Path, Any, 
     found = identified(path, 32, "mobilenet", **STATED)
     assert (found.family, found.columns, found.activation) == ("mobilenet", 5, "none")
     assert any("card's word" in warning for warning in found.warnings)
+    assert any("global_average_pooling2d, dropout, dense compute is concluded from their names" in w for w in found.warnings)
     np.testing.assert_allclose(answers(found, given), expected, atol=1e-4)
 
 
@@ -152,6 +171,34 @@ def test_heads_whose_function_no_name_tells_are_refused(tmp_path: Path) -> None:
         identified(path, 32, "mobilenet", **STATED)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda layers: [layers.Dense(5), layers.GlobalMaxPooling2D()],
+        lambda layers: [layers.Dense(5, activation="sigmoid"), layers.GlobalAveragePooling2D()],
+        lambda layers: [layers.Activation("tanh", name="predictions"), layers.GlobalAveragePooling2D(), layers.Dense(5)],
+        lambda layers: [layers.Activation("tanh", name="reshape"), layers.GlobalAveragePooling2D(), layers.Dense(5)],
+        lambda layers: [layers.GlobalAveragePooling2D(), layers.Dense(5), layers.Activation("tanh", name="predictions")],
+        lambda layers: [layers.GlobalMaxPooling2D(keepdims=True), layers.GlobalAveragePooling2D(), layers.Dense(5)],
+    ],
+)
+def test_the_same_layers_in_another_order_are_not_taken_for_a_known_head(tmp_path: Path, head: Any) -> None:
+    """Each holds the same weights as a pooling and one Dense layer, and answers otherwise."""
+    path = weights_of(mobilenet_with(*head(keras().layers)), tmp_path / "x.h5")
+    with pytest.raises(UnsupportedCheckpointError, match=r"after it in this order|'reshape' after it, which can be anything"):
+        identified(path, 32, "mobilenet", **STATED)
+
+
+def test_a_nested_network_of_the_authors_own_is_not_taken_for_the_published_one(tmp_path: Path) -> None:
+    """The published layers, and a tanh behind them that has no weights, in a network called model."""
+    module = keras()
+    inner = mobilenet_with(module.layers.Activation("tanh"))
+    network = module.Sequential([inner, module.layers.GlobalAveragePooling2D(), module.layers.Dense(5)])
+    path = weights_of(network, tmp_path / "x.h5")
+    with pytest.raises(UnsupportedCheckpointError, match=r"inside the layer 'model', a network that its author put together"):
+        identified(path, 32, "mobilenet", **STATED)
+
+
 @pytest.mark.parametrize("pooling", ["flatten", "max", "top", "nested"])
 def test_heads_that_names_and_shapes_tell_are_rebuilt(
     tmp_path: Path, mobilenet: tuple[Path, Any, np.ndarray], pooling: str
@@ -190,8 +237,8 @@ FLAT = ["input_1", "rescaling", "normalization", "stem_conv_pad", "stem_conv"]
         ([*FLAT[:3], "tf.math.truediv", *FLAT[3:]], "2.9.0", ROOTS**2, False, True),
         ([*FLAT[:3], "rescaling_1", *FLAT[3:]], "2.12.0", ROOTS**2, False, True),
         (["efficientnetb0", "dense"], "2.8.0", ROOTS**2, True, False),
-        (["efficientnetb0", "dense"], "2.9.0", ROOTS**2, True, True),
-        (["efficientnetb0", "dense"], "2.15.0", ROOTS**2, True, True),
+        (["efficientnetb0", "dense"], "2.9.0", ROOTS**2, True, None),
+        (["efficientnetb0", "dense"], "2.15.0", ROOTS**2, True, None),
         (["efficientnetb0", "dense"], "", ROOTS**2, True, None),
         (["efficientnetb0", "dense"], "2.15.0", np.ones(3), True, False),
         (["efficientnetb0", "dense"], "2.15.0", np.asarray([0.04, 0.09, 0.01]), True, None),
@@ -205,7 +252,7 @@ def test_the_second_division_is_told_from_names_then_from_the_version(
     assert found is second and evidence
 
 
-SLOW_ERAS = (("2.8.0", False), ("2.13.1", False), ("2.8.0", True), ("2.13.1", True))
+SLOW_ERAS = (("2.8.0", False), ("2.13.1", False), ("2.8.0", True))
 
 
 @pytest.mark.parametrize(
@@ -232,10 +279,11 @@ def test_efficientnets_of_every_era_are_rebuilt_with_their_own_normalisation(tmp
     assert any("concluded from the version" in warning for warning in found.warnings) is hidden
     np.testing.assert_allclose(answers(found, given), expected, atol=2e-3 * np.ptp(expected))
     if hidden:
-        with h5py.File(path, "r+") as file:
-            del file.attrs["keras_version"]
-        with pytest.raises(UnsupportedCheckpointError, match="cannot be told"):
-            identified(path, 32, "efficientnet-b0", **STATED)
+        for version in ("", "2.13.1"):  # with the published weights Keras 2.13 divides twice, without them once
+            with h5py.File(path, "r+") as file:
+                file.attrs["keras_version"] = version
+            with pytest.raises(UnsupportedCheckpointError, match="cannot be told"):
+                identified(path, 32, "efficientnet-b0", **STATED)
 
 
 @pytest.mark.full

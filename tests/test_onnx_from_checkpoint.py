@@ -168,9 +168,11 @@ def test_a_number_of_outputs_that_the_card_does_not_have_is_refused(tmp_path: Pa
         convert(two, sized("joir-age", 96), tmp_path / "x.onnx")
 
 
-def test_differences_beyond_the_tolerance_leave_the_old_file_untouched(tmp_path: Path, swin: Path) -> None:
-    target = tmp_path / "age.onnx"
-    target.write_bytes(b"the file of before")
+def test_differences_beyond_the_tolerance_leave_the_old_file_untouched(
+    tmp_path: Path, swin: Path, converted: tuple[Path, ConversionReport]
+) -> None:
+    target, before = tmp_path / "age.onnx", converted[0].read_bytes()
+    target.write_bytes(before)
 
     def one_year_older(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         run = open_shipped(path)
@@ -178,8 +180,40 @@ def test_differences_beyond_the_tolerance_leave_the_old_file_untouched(tmp_path:
 
     with pytest.raises(ParityError, match=r"beyond the tolerance: age: largest difference 1 years"):
         convert(swin, sized("joir-age", 96), target, open_shipped=one_year_older)
-    assert target.read_bytes() == b"the file of before"
+    assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_nothing_but_an_earlier_conversion_is_written_over(
+    tmp_path: Path, swin: Path, converted: tuple[Path, ConversionReport]
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    card = sized("joir-age", 96)
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 96, 96]) for name in "xy"]
+    original = tmp_path / "joir-age.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "net", ends[:1], ends[1:])), str(original))
+    (tmp_path / "notes.onnx").write_text("what I saw")
+    link = tmp_path / "link.onnx"
+    link.symlink_to(original)
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"")
+    held = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for source, target, message in (
+        (original, original, "is the checkpoint itself"),
+        (original, link, "is the checkpoint itself"),
+        (folder, folder / "net.onnx", "the checkpoint itself"),
+        (swin, original, "was not written by fundus-rt convert"),
+        (swin, tmp_path / "notes.onnx", "was not written by fundus-rt convert"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            convert(source, card, target)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == held
+    again = tmp_path / "age.onnx"
+    again.write_bytes(converted[0].read_bytes() + b"")
+    convert(swin, card, again)
+    assert onnxruntime.InferenceSession(str(again), providers=["CPUExecutionProvider"]).get_inputs()[0].name == "frames"
 
 
 def swapped_rows(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

@@ -11,13 +11,7 @@ import pytest
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.output_meaning import (
-    output_notes,
-    output_warnings,
-    require_logits,
-    require_same_order,
-    resolved_card,
-)  # fmt: skip
+from fundus_rt.converters.output_meaning import output_notes, output_warnings, require_logits, resolved_card
 from fundus_rt.converters.parity import OutputDifference, Reference, compare_shipped
 from fundus_rt.models.card import ModelCard, OutputSpec
 from fundus_rt.models.errors import ParityError, UnsupportedCheckpointError
@@ -142,15 +136,6 @@ def test_an_activation_is_not_applied_to_what_already_looks_like_probabilities(t
     require_logits(given, card, numbers(random.normal(size=(4, columns)) - 1), "x.pth")
     said = card_for(task, activation=card.outputs[0].activation)
     require_logits(said, resolved_card(said, network(columns, "none"), CHECKPOINT), likely, "x.pth")
-
-
-def test_classes_that_the_file_states_in_another_order_are_refused() -> None:
-    stated = dataclasses.replace(CHECKPOINT, classes=("Class 1", "class 0"))
-    with pytest.raises(UnsupportedCheckpointError, match="--labels"):
-        require_same_order(card_for("binary"), stated)
-    require_same_order(card_for("binary"), dataclasses.replace(CHECKPOINT, classes=("class 0", "Class 1")))
-    require_same_order(card_for("binary"), dataclasses.replace(CHECKPOINT, classes=("healthy", "ill")))
-    require_same_order(card_for("binary"), CHECKPOINT)
 
 
 def test_a_sure_network_is_held_against_its_numbers_before_the_activation() -> None:

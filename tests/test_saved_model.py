@@ -118,6 +118,21 @@ def test_the_second_copy_that_keras_3_exports_is_no_second_network(tmp_path: Pat
     }
 
 
+def test_an_operator_that_onnx_does_not_have_is_named(tmp_path: Path) -> None:
+    """What RandomRotation leaves in a graph; tf2onnx hands it on and only logs that it does not know it."""
+
+    def turned(picture: Any, answer: Any) -> Any:
+        transformed = tensorflow.raw_ops.ImageProjectiveTransformV3(
+            images=picture, transforms=np.eye(3, dtype=np.float32).reshape(1, 9)[:, :8], output_shape=[SIZE, SIZE],
+            fill_value=0.0, interpolation="BILINEAR",
+        )  # fmt: skip
+        return {"grade": answer + tensorflow.reduce_mean(transformed, [1, 2])}
+
+    path = save(tmp_path / "network", module(changes=turned))
+    with pytest.raises(UnsupportedCheckpointError, match="no operator for ImageProjectiveTransformV3"):
+        convert(path, CARD, tmp_path / "shipped.onnx")
+
+
 def python_function(picture: Any, answer: Any) -> Any:
     return {"grade": tensorflow.numpy_function(lambda value: value, [answer], tensorflow.float32)}
 

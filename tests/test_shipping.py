@@ -18,8 +18,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from fundus_rt.converters.graphs.graph_cleaning import leanness  # noqa: E402
+from fundus_rt.converters.graphs.graph_ending import activation_inside  # noqa: E402
 from fundus_rt.converters.graphs.graph_names import rename  # noqa: E402
-from fundus_rt.converters.shipping import activation_inside, ship  # noqa: E402
+from fundus_rt.converters.shipping import ship  # noqa: E402
 
 SIZE = 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

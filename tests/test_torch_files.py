@@ -15,8 +15,8 @@ import pytest
 
 from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
 from fundus_rt.converters.pytorch.pickle_listing import globals_asked_for
-from fundus_rt.converters.pytorch.torch_content import plain_names
-from fundus_rt.converters.pytorch.torch_files import Dictionary, LeftAside, Sequence
+from fundus_rt.converters.pytorch.stand_ins import Dictionary, LeftAside, Sequence
+from fundus_rt.converters.pytorch.torch_names import plain_names
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 from tests import make_checkpoints as make
 

@@ -12,6 +12,7 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.class_order import in_another_order, listed_classes
 from fundus_rt.converters.graphs.graph_names import graphs_of
 from fundus_rt.converters.graphs.onnx_account import account_of, tensors_of
 from fundus_rt.models.artifacts import sha256_of_file
@@ -61,7 +62,12 @@ def read_onnx(path: Path, sha256: str) -> Checkpoint:
     maker = f"{model.producer_name} {model.producer_version}".strip() or "an unknown exporter"
     notes = [f"written by {maker}: format {model.ir_version}, operator set {versions}"]
     notes += [f"tensors beside it in {other.name}, sha256 {sha256_of_file(other)[:16]}" for other in external]
-    return Checkpoint(path, sha256, "onnx", "onnx", tensors_of(model), notes=tuple(notes))
+    listed = listed_classes({entry.key: entry.value for entry in model.metadata_props})
+    notes += [f"its metadata lists the classes as {', '.join(order)} ({key})" for key, order in listed]
+    orders = [order for _, order in listed] or [()]
+    if any(in_another_order(orders[0], order) for order in orders):
+        raise UnsupportedCheckpointError(f"{path.name}: {'; '.join(notes[-len(listed) :])}; which order holds cannot be told")
+    return Checkpoint(path, sha256, "onnx", "onnx", tensors_of(model), notes=tuple(notes), classes=orders[0])
 
 
 def identify_onnx(checkpoint: Checkpoint, card: ModelCard) -> Architecture:

@@ -11,10 +11,11 @@ from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_timm, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.pytorch.own_factories import close_names, module_of_factory, options_in
-from fundus_rt.converters.pytorch.stated import held_against_statements, refuse_contradiction, same_normalisation, stated_title
+from fundus_rt.converters.pytorch.stated import refuse_contradiction, stated_title
 from fundus_rt.converters.pytorch.swin_config import OPTIONS_OF_V2
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.converters.pytorch.torch_loading import account_of_itself, account_of_module, columns_of, load_exactly, names_in
+from fundus_rt.converters.statements import same_normalisation
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 
@@ -71,8 +72,7 @@ def identify_module(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     def build() -> Network:
         return TorchNetwork(module, size)
 
-    found = Architecture(kind, description, size, columns, None, account_of_itself(module), build, EXPORTER, packages)
-    return held_against_statements(checkpoint, card, found)
+    return Architecture(kind, description, size, columns, None, account_of_itself(module), build, EXPORTER, packages)
 
 
 def answered_by_module(checkpoint: Checkpoint, found: Architecture) -> Architecture:
@@ -151,11 +151,10 @@ def _identified(
     def build() -> Network:
         return TorchNetwork(load_exactly(checkpoint, module, known, account), size)
 
-    found = Architecture(
+    return Architecture(
         family, f"{title}, {_words(columns, size)}", size, columns, None, account, build, EXPORTER, packages,
         tuple(notes), tuple(warnings),
     )  # fmt: skip
-    return held_against_statements(checkpoint, card, found)
 
 
 def _words(columns: int, size: tuple[int, int]) -> str:

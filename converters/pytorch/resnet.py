@@ -14,7 +14,7 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import require, require_torchvision
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
+from fundus_rt.converters.pytorch.stated import stated_title
 from fundus_rt.converters.pytorch.torch_export import EXPORTER, TorchNetwork
 from fundus_rt.converters.pytorch.torch_loading import account_of_module, load_exactly, names_in
 from fundus_rt.models.card import ModelCard
@@ -103,7 +103,7 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
     description = (
         f"{title} in torchvision's names, {described}, {columns} output{'s' if columns > 1 else ''}, {size[0]} x {size[1]} pixels"
     )
-    found = Architecture(
+    return Architecture(
         family,
         description,
         size,
@@ -116,7 +116,6 @@ def identify_resnet(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         tuple(notes),
         tuple(warnings),
     )
-    return held_against_statements(checkpoint, card, found)
 
 
 def _check_statement(checkpoint: Checkpoint, family: str, title: str) -> None:

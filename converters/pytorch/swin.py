@@ -14,7 +14,7 @@ from typing import Any
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.stated import held_against_statements, stated_title
+from fundus_rt.converters.pytorch.stated import stated_title
 from fundus_rt.converters.pytorch.swin_config import NAMES, PUBLISHED_V2, Stated, missing_in_v2, stated_beside, stated_by_name
 from fundus_rt.converters.pytorch.swin_export import lean_swin
 from fundus_rt.converters.pytorch.swin_heads import with_plain_head
@@ -102,11 +102,10 @@ def identify_swin(
         original = _answering_with_logits(module) if layout is TRANSFORMERS else module
         return TorchNetwork(original, sizes.input_size, lean_swin(module, sizes.input_size))
 
-    found = Architecture(
+    return Architecture(
         "swin", _in_words(sizes, layout, shapes), sizes.input_size, sizes.columns, "none", account, build, EXPORTER,
         ("torch", layout.package), _notes(stated, layout), (*of_head, *_warnings(sizes, layout, stated)),
     )  # fmt: skip
-    return held_against_statements(checkpoint, card, found)
 
 
 def build_swin(checkpoint: Checkpoint, layout: Layout, sizes: SwinSizes, account: LoadAccount) -> Any:

@@ -22,8 +22,10 @@ and no Shape, Gather or Mod left in the graph.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,17 @@ from fundus_rt.converters.parity import REFERENCE_BATCH
 
 OPSET = 17
 """First opset with LayerNormalization as one operator, which stays sound in fp16; read by TensorRT 10.3."""
+LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
+"""Packages whose decisions while they are traced are about shapes."""
 EXPORTER = "torch.onnx (TorchScript)"
 
 
 class TorchNetwork:
-    """A torch module with a checkpoint's weights: see `fundus_rt.converters.architecture.Network`."""
+    """A torch module with a checkpoint's weights: see `fundus_rt.converters.architecture.Network`.
+
+    After `graph`, `frozen` names the lines of the author's own code that decided something by a tensor's numbers while the
+    network was traced; the graph has only the way that was taken then.
+    """
 
     def __init__(self, original: Any, input_size: tuple[int, int], for_export: Any = None) -> None:
         """Put the module into evaluation mode, float32, on the CPU.
@@ -50,6 +58,7 @@ class TorchNetwork:
         self.original = original.float().cpu().eval()
         self.for_export = self.original if for_export is None else for_export.eval()
         self.input_size = input_size
+        self.frozen: list[str] = []
 
     def answers(self, images: np.ndarray) -> np.ndarray:
         """Answers of `original`: float32, first axis N, of images float32 [N, H, W, 3]."""
@@ -57,7 +66,7 @@ class TorchNetwork:
 
     def graph(self) -> Any:
         """ONNX graph of `for_export`."""
-        return onnx_from_torch(self.for_export, self.input_size)
+        return onnx_from_torch(self.for_export, self.input_size, self.frozen)
 
     def close(self) -> None:
         """Drop the modules."""
@@ -83,12 +92,13 @@ def torch_answers(network: Any, images: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def onnx_from_torch(network: Any, input_size: tuple[int, int]) -> Any:
+def onnx_from_torch(network: Any, input_size: tuple[int, int], frozen: list[str] | None = None) -> Any:
     """Export a module with a dynamic batch.
 
     Args:
         network: a module in evaluation mode that takes [N, 3, H, W].
         input_size: height and width, pixels.
+        frozen: gets the lines of own code that made a Python value of a tensor, ``net.py, line 12``.
 
     Returns:
         An `onnx.ModelProto` with the input ``images`` float32 [N, 3, H, W] and the output ``answers`` [N, columns].
@@ -96,7 +106,13 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int]) -> Any:
     torch, onnx = require("torch"), require("onnx")
     example = torch.zeros(2, 3, *input_size)
     buffer = io.BytesIO()
-    with quiet_tracing(), torch.inference_mode(), _pooling_as_products(torch):
+    traced = torch.jit.TracerWarning
+    with ExitStack() as stack:
+        for context in (quiet_tracing(), torch.inference_mode(), _pooling_as_products(torch)):
+            stack.enter_context(context)
+        stack.enter_context(_without_graph_on_failure(torch))
+        seen = stack.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always", traced)
         torch.onnx.export(
             network,
             (example,),
@@ -107,7 +123,31 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int]) -> Any:
             output_names=["answers"],
             dynamic_axes={"images": {0: "N"}, "answers": {0: "N"}},
         )
+    if frozen is not None:
+        lines = [warning for warning in seen if issubclass(warning.category, traced) and _is_own_decision(warning)]
+        frozen += dict.fromkeys(f"{Path(line.filename).name}, line {line.lineno}" for line in lines)
     return onnx.load_from_string(buffer.getvalue())
+
+
+@contextmanager
+def _without_graph_on_failure(torch: Any) -> Iterator[None]:
+    """Keep the exporter from printing its whole graph to standard output where it fails; its error says which operator it is."""
+    printer = getattr(torch._C, "_jit_onnx_log", None)
+    if printer is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *_: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = printer
+
+
+def _is_own_decision(warning: Any) -> bool:
+    """Whether a tracer's warning is about a decision by a tensor's value in code of neither a library nor this package."""
+    file = Path(warning.filename)
+    ours = file.resolve().is_relative_to(Path(__file__).resolve().parents[1])
+    return "Python boolean" in str(warning.message) and not ours and LIBRARIES.isdisjoint(file.parts)
 
 
 @contextmanager

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fundus_rt.converters.backends import require, require_torchvision, versions
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.pytorch.pickle_listing import DATA_CLASSES, DICTIONARIES, SEQUENCES, protocol_of, walk
-from fundus_rt.converters.pytorch.torch_content import network_in, without_wrappers
+from fundus_rt.converters.pytorch.pickle_listing import protocol_of, walk
+from fundus_rt.converters.pytorch.stand_ins import STAND_INS
+from fundus_rt.converters.pytorch.torch_content import network_in
+from fundus_rt.converters.pytorch.torch_hints import Stated, note_hints
+from fundus_rt.converters.pytorch.torch_names import without_wrappers
 from fundus_rt.converters.pytorch.torch_tensors import check_tensors
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
 
@@ -24,32 +25,6 @@ FOLDER = 0x10
 it before, and zipfile does not look at it."""
 INFLATION = 16
 """How many times its own size a zip file may unpack to; torch.save does not compress."""
-
-
-class LeftAside:
-    """Stands for plain data beside the weights: takes whatever a pickle gives it, and keeps nothing."""
-
-    def __init__(self, *arguments: Any) -> None:
-        """Hold nothing, whatever the arguments are."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignore the state."""
-
-
-class Dictionary:
-    """Stands for the dictionary classes of other packages; torch's safe reader sets entries of its own kinds only."""
-
-    def __new__(cls, *arguments: Any) -> OrderedDict[str, Any]:  # type: ignore[misc]
-        """An empty dictionary, whatever the arguments are."""
-        return OrderedDict()
-
-
-class Sequence:
-    """Stands for a list-like class; torch's safe reader appends to lists only."""
-
-    def __new__(cls, *arguments: Any) -> list[Any]:  # type: ignore[misc]
-        """An empty list, whatever the arguments are."""
-        return []
 
 
 def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress: Callable[[str], None] | None) -> Checkpoint:
@@ -85,8 +60,10 @@ def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress:
         module=found.module,
         notes=tuple(notes),
         trusted=trust_pickle,
-        classes=found.classes,
-        stated_architecture=found.architecture,
+        classes=found.stated.classes,
+        stated_architecture=found.stated.architecture,
+        stated_preparation=found.stated.preparation,
+        warnings=found.warnings,
     )
 
 
@@ -97,18 +74,24 @@ def read_safetensors(path: Path, sha256: str) -> Checkpoint:
         UnsupportedCheckpointError: damaged, or tensors that are no plain numbers.
     """
     torch = require("torch")
-    loader = require("safetensors.torch")
     try:
-        state = loader.load_file(str(path))
+        with require("safetensors").safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+        state = require("safetensors.torch").load_file(str(path))
     except Exception as error:  # the library raises its own class, which it does not export in every version
         raise UnsupportedCheckpointError(
             f"{path.name} is not a readable safetensors file ({error}); download it again"
         ) from error
     notes: list[str] = []
+    stated = Stated()
+    note_hints(metadata, stated, notes)
     state = without_wrappers(dict(state), notes)
     check_tensors(torch, path, state, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return Checkpoint(path, sha256, "safetensors", "pytorch", shapes, state, notes=tuple(notes))
+    return Checkpoint(
+        path, sha256, "safetensors", "pytorch", shapes, state, notes=tuple(notes), classes=stated.classes,
+        stated_architecture=stated.architecture, stated_preparation=stated.preparation,
+    )  # fmt: skip
 
 
 def _refuse_forged_zip(path: Path) -> None:
@@ -148,10 +131,8 @@ def _load(torch: Any, path: Path, trust_pickle: bool, progress: Callable[[str], 
     """The unpickled content, through torch's restricted unpickler unless trusted code is needed."""
     import warnings
 
-    stand_ins = ((LeftAside, DATA_CLASSES), (Dictionary, DICTIONARIES), (Sequence, SEQUENCES))
-    plain = [argparse.Namespace, *((stand_in, name) for stand_in, names in stand_ins for name in names)]
     try:
-        with torch.serialization.safe_globals(plain), warnings.catch_warnings():
+        with torch.serialization.safe_globals(STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fundus_rt.converters.class_order import in_another_order, listed_classes
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+OPTIONS = ("args", "hyper_parameters", "config", "cfg", "preprocessing", "preprocess", "normalization", "normalize", "transform")
+"""Containers of options in which the network, the classes and the preprocessing are named."""
+NETWORK_OPTIONS = ("gp", "global_pool", "bn_eps", "norm_eps", "act_layer", "norm_layer", "output_stride")
+"""Options of timm's training script that no tensor shows and that change what a network computes."""
 HINTS = ("arch", "model", "model_name", "architecture", "backbone", "net")
 """Training options that name the network."""
-CLASS_LISTS = ("classes", "CLASSES", "class_names", "class_to_idx")
-"""Entries that list the classes in the order of the columns; the last one, of torchvision's ImageFolder, by their column."""
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Stated:
     """Names of the classes in the order of the columns, as the file lists them; empty when it does not."""
     architecture: str = ""
     """What the training options call the network; empty when they do not."""
+    preparation: dict[str, Any] = field(default_factory=dict)
+    """``mean``, ``std``, ``interpolation``, ``img_size``, ``input_size`` and `NETWORK_OPTIONS` of the training options."""
 
 
 def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> None:
@@ -31,10 +38,13 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
         content: the dictionary, or a container in it.
         stated: gets them.
         notes: gets one sentence for each that was not said yet.
+
+    Raises:
+        UnsupportedCheckpointError: two lists of the same classes in different orders.
     """
     meta = content.get("meta")
     described = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    for where in (content, content.get("args"), content.get("hyper_parameters"), content.get("config"), meta, described):
+    for where in (content, *(content.get(key) for key in OPTIONS), meta, described):
         options: Mapping[Any, Any] = where if isinstance(where, Mapping) else getattr(where, "__dict__", {})
         for key in HINTS if where is not meta and where is not described else ():
             word = options.get(key)
@@ -44,24 +54,21 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
             said = f"the file calls its network {word[:60]!r}"
             if said not in notes:
                 notes.append(said)
-        for key in CLASS_LISTS:
-            _note_classes(_class_names(options.get(key)), stated, notes)
+        for key in ("mean", "std", "interpolation", "img_size", "input_size", *NETWORK_OPTIONS):
+            value = options.get(key)
+            if isinstance(value, (str, list, tuple, int, float)) and value and not isinstance(value, bool):
+                stated.preparation.setdefault(key, list(value) if isinstance(value, tuple) else value)
+        for _, classes in listed_classes(options):
+            _note_classes(classes, stated, notes)
 
 
 def _note_classes(classes: tuple[str, ...], stated: Stated, notes: list[str]) -> None:
+    if in_another_order(stated.classes, classes):
+        raise UnsupportedCheckpointError(
+            f"the file lists its classes twice, as {', '.join(stated.classes)} and as {', '.join(classes)}; which order holds "
+            f"cannot be told. Ask its authors, and save the file with the one that holds."
+        )
     stated.classes = stated.classes or classes
     said = f"the file lists its classes as {', '.join(repr(name[:40]) for name in classes[:12])}"
     if classes and said not in notes:
         notes.append(said)
-
-
-def _class_names(entry: Any) -> tuple[str, ...]:
-    """Names in the order of the columns, out of a list of them or a dictionary from names to columns; else none."""
-    if isinstance(entry, Mapping):
-        columns = [column for column in entry.values() if type(column) is int]
-        if len(columns) < len(entry) or sorted(columns) != list(range(len(columns))):
-            return ()
-        entry = sorted(entry, key=entry.__getitem__)
-    if isinstance(entry, (list, tuple)) and all(isinstance(name, str) for name in entry):
-        return tuple(entry)
-    return ()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fundus_rt.converters.architecture import LoadAccount, account_for
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.pytorch.torch_content import plain_names
+from fundus_rt.converters.pytorch.torch_names import plain_names
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 COUNTER = "num_batches_tracked"
 """Counter of BatchNorm from torch 0.4.1 on; it is read in training only."""
+DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+"""Names of torchvision's DenseNets of 2017, ``denselayer1.norm.1.weight``; later ones have ``denselayer1.norm1.weight``."""
 AUXILIARY = {"InceptionV3": ("AuxLogits.",), "Inception3": ("AuxLogits.",), "GoogLeNet": ("aux1.", "aux2.")}
 """Parts of a network that answer in training only, by the class of the network."""
 
@@ -24,10 +27,11 @@ def names_in(module: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
         shapes: the file's tensors, whose common prefix was taken off already.
 
     Returns:
-        For each tensor of the file its name in the module; a tensor that has none keeps its own name.
+        For each tensor of the file its name in the module; a tensor that has none keeps its own name. Layers of a DenseNet may
+        have the names of torchvision before 0.4, ``norm.1``, as in its published weights, which it renames itself.
     """
     own = {plain: name for name, plain in plain_names(module.state_dict())[0].items()}
-    return {name: own.get(name, name) for name in shapes}
+    return {name: own.get(name) or own.get(DENSE_LAYER.sub(r"\1\2", name), name) for name in shapes}
 
 
 def account_of_module(
@@ -53,8 +57,11 @@ def account_of_module(
     if absent:
         notes.append(f"{len(absent)} counters {COUNTER} are not in the file (torch before 0.4.1); no answer depends on them")
     unused = dict(unused or {})
+    computed = {name: buffer for name, buffer in module.named_buffers() if name not in module.state_dict()}
     for name in names:
-        if name.endswith(COUNTER) and names[name] not in expected:
+        if names[name] in computed and _is_same(checkpoint, name, computed[names[name]]):
+            unused[name] = "numbers that the network computes by itself, the same"
+        elif name.endswith(COUNTER) and names[name] not in expected:
             unused[name] = f"{COUNTER}, which no answer depends on"
         elif name.startswith(AUXILIARY.get(type(module).__name__, ("\0",))):
             unused[name] = "auxiliary classifier, which answers in training only"
@@ -62,6 +69,12 @@ def account_of_module(
     own = module.state_dict()
     check_numbers(checkpoint, [name for name in names if name not in unused and own[names[name]].is_floating_point()])
     return account
+
+
+def _is_same(checkpoint: Checkpoint, name: str, buffer: Any) -> bool:
+    """Whether a tensor of the file is what a network keeps without saving it (a table of positions, for example)."""
+    tensor = checkpoint.state.get(name)
+    return tensor is not None and tensor.shape == buffer.shape and bool((tensor == buffer).all())
 
 
 def check_numbers(checkpoint: Checkpoint, names: list[str]) -> None:
@@ -140,7 +153,7 @@ def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int],
 
     Raises:
         UnsupportedCheckpointError: it does not run on such pictures, answers with anything but one tensor of numbers
-            [N, columns], or answers the same picture differently.
+            [N, columns], or answers the same picture differently, by itself or beside another.
     """
     torch = require("torch")
     module = module.float().eval()
@@ -148,11 +161,17 @@ def columns_of(checkpoint: Checkpoint, module: Any, input_size: tuple[int, int],
     pictures[1] = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
     answer = _row_per_picture(torch, checkpoint, module, pictures, network)
     again = _row_per_picture(torch, checkpoint, module, pictures, network)
-    _row_per_picture(torch, checkpoint, module, pictures[1:], network)
+    alone = _row_per_picture(torch, checkpoint, module, pictures[1:], network)
     if not torch.equal(torch.nan_to_num(answer), torch.nan_to_num(again)):
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name}: {network} answers the same picture differently each time: it draws random numbers in "
             f"evaluation too (dropout called as a function, for example), so nothing can be proved"
+        )
+    if not torch.allclose(torch.nan_to_num(answer[1:]), torch.nan_to_num(alone), rtol=1e-2, atol=1e-4):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.path.name}: {network} answers a picture differently when another one is beside it (a mean or a "
+            f"normalisation over the pictures of a batch, in evaluation too), so it has no answer for one picture. Ask for the "
+            f"network with fixed statistics."
         )
     return int(answer.shape[1])
 

@@ -224,7 +224,9 @@ def second_division(names: Sequence[str], version: str, variance: np.ndarray | N
         nested: whether the backbone is one layer of the file, which hides the names of its own layers.
 
     Returns:
-        True, False, or None where nothing says it; and the evidence in words.
+        True, False, or None where nothing says it; and the evidence in words. A nested network of Keras 2.9 or later with
+        ImageNet's statistics may have been built without the published weights and loaded them later, which leaves the second
+        division out (tensorflow#62193): nothing in the file tells.
     """
     if variance is None:
         return False, "the file has no Normalization layer"
@@ -242,8 +244,12 @@ def second_division(names: Sequence[str], version: str, variance: np.ndarray | N
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
     if len(numbers) < 2:
         return None, "the file does not say which Keras wrote it"
-    second = tuple(numbers) >= SECOND_DIVISION_SINCE
-    return second, f"Keras {version} {'has' if second else 'has not'} the second division in its EfficientNets"
+    if tuple(numbers) >= SECOND_DIVISION_SINCE:
+        return None, (
+            f"Keras {version} writes one with weights='imagenet' and none where such weights were loaded later; model.to_json() "
+            f"of Keras 2.13 to 2.15, also of the same network made anew, says it"
+        )
+    return False, f"Keras {version} has not the second division in its EfficientNets"
 
 
 def stored_statistics(checkpoint: Checkpoint) -> Statistics:

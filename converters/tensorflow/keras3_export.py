@@ -278,8 +278,9 @@ def _stored_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _fingerprint(values: np.ndarray) -> str:
+    """Shape, whether whole numbers, and the hash of the values: quantized weights are not those that a network computes with."""
     numbers = np.ascontiguousarray(values)
-    return f"{values.shape} {hashlib.sha256(numbers.astype(np.float32).tobytes()).hexdigest()}"
+    return f"{values.shape} {values.dtype.kind in 'iub'} {hashlib.sha256(numbers.astype(np.float32).tobytes()).hexdigest()}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Pure JSON: nothing of Keras is imported, and nothing that the configuration name
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,17 @@ Config = dict[str, Any]
 NETWORKS = ("Functional", "Model", "Sequential")
 """Classes that hold layers."""
 
+ACTIVATION_CLASSES = {"ReLU": "relu", "Softmax": "softmax"}
+"""Layers that compute what a function of Keras does (ReLU also bounded or leaking, as its own settings say)."""
+
 
 def walk_layers(config: Config) -> Iterator[Config]:
-    """Every layer of a ``model_config``, nested models before what is in them."""
+    """Every layer of a ``model_config``, nested models before what is in them, and layers given as another's activation."""
     for layer in layers_of(config):
         yield layer
+        inside = activation_layer(layer)
+        if inside is not None:
+            yield inside
         if layer["class_name"] in NETWORKS:
             yield from walk_layers(layer)
         elif isinstance(layer.get("config"), dict) and isinstance(layer["config"].get("layer"), dict):
@@ -44,18 +51,43 @@ def layer_name(layer: Config) -> str:
     return str(layer.get("name") or settings_of(layer).get("name") or layer["class_name"])
 
 
+def automatic_name(kind: str) -> str:
+    """The name, before its running number, that Keras gives to a layer of a class: ``conv2d``, ``global_max_pooling2d``."""
+    words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
 def layer_names(config: Config) -> list[str]:
     """Names of all layers in the file's order."""
     return [layer_name(layer) for layer in walk_layers(config)]
 
 
+def activation_layer(layer: Config) -> Config | None:
+    """The layer that stands for a layer's activation, as in ``Conv2D(activation=LeakyReLU(0.1))``; None for a function.
+
+    An Activation layer is a function again, which `activation_of` names.
+    """
+    activation = settings_of(layer).get("activation")
+    if not isinstance(activation, dict) or not isinstance(activation.get("config"), dict):
+        return None
+    return activation_layer(activation) if activation.get("class_name") == "Activation" else activation
+
+
 def activation_of(layer: Config) -> str | None:
-    """Name of the activation in a layer's settings, whichever way it is written; None where there is none."""
+    """Name of the activation function in a layer's settings, whichever way it is written.
+
+    Returns:
+        The name of a function; of a layer (`activation_layer`) ``relu`` and ``softmax`` for those two, else its class, for its
+        own name says nothing of what it computes; None where there is none.
+    """
+    inside = activation_layer(layer)
+    if inside is not None:
+        kind = str(inside.get("class_name"))
+        return ACTIVATION_CLASSES.get(kind, kind)
     activation = settings_of(layer).get("activation")
     while isinstance(activation, dict):
-        activation = activation.get("config", activation.get("class_name"))
-        if isinstance(activation, dict):
-            activation = activation.get("name", activation.get("activation"))
+        inner = activation.get("config", activation.get("class_name"))
+        activation = inner.get("activation") if isinstance(inner, dict) else inner
     return None if activation is None else str(activation)
 
 
@@ -86,10 +118,17 @@ def input_shape_of(config: Config) -> list[int | None] | None:
     return None
 
 
-def answering_layers(config: Config) -> Iterator[Config]:
+def answering_layers(config: Config, start: str | None = None) -> Iterator[tuple[Config, Config]]:
     """The layer that gives the network's output, then what feeds it, and so on back, as long as each has one input.
 
     Nested models are gone through: their last layer follows in place of the model itself.
+
+    Args:
+        config: of the network.
+        start: name of the layer to begin with, in place of the one that gives the output.
+
+    Yields:
+        A layer, and the configuration of the network that it lies in.
 
     Raises:
         UnsupportedCheckpointError: the network has more than one output.
@@ -99,7 +138,9 @@ def answering_layers(config: Config) -> Iterator[Config]:
     sequential = config.get("class_name") == "Sequential" or isinstance(config.get("config"), list)
     last: Config | None = layers[-1] if layers else None
     outputs = None if sequential else settings_of(config).get("output_layers")
-    if outputs:
+    if start is not None:
+        last = by_name.get(start)
+    elif outputs:
         outputs = [outputs] if isinstance(outputs[0], str) else outputs
         if len(outputs) != 1:
             names = ", ".join(str(entry[0]) for entry in outputs)
@@ -112,7 +153,7 @@ def answering_layers(config: Config) -> Iterator[Config]:
         if last["class_name"] in NETWORKS:
             yield from answering_layers(last)
         else:
-            yield last
+            yield last, config
         if sequential:
             position = layers.index(last)
             last = layers[position - 1] if position else None

@@ -54,12 +54,13 @@ class KerasNetwork:
         forget_keras()
 
 
-def build_keras(checkpoint: Checkpoint, description: str) -> Any:
+def build_keras(checkpoint: Checkpoint, description: str, made_here: bool = False) -> Any:
     """Build the network of a file's configuration, without its training state, and load every weight of the file into it.
 
     Args:
         checkpoint: with `keras_config`, searched for code; the weights are read from its path.
         description: for the message of a failure.
+        made_here: whether the configuration is that of keras.applications itself, and not one that lay beside the weights.
 
     Raises:
         UnsupportedCheckpointError: Keras cannot build it, the weights are not exactly the network's, several inputs or outputs,
@@ -83,7 +84,8 @@ def build_keras(checkpoint: Checkpoint, description: str) -> Any:
             f"again from a network that was called once, or whose first layer has input_shape"
         )
     with require("h5py").File(checkpoint.path, "r") as file:
-        load_weights(network, file.get("model_weights", file), checkpoint.path)
+        made_apart = checkpoint.format == "keras-h5-weights" and not made_here
+        load_weights(network, file.get("model_weights", file), checkpoint.path, made_apart)
     loaded = int(sum(np.prod(weight.shape) for weight in network.weights))
     if loaded != checkpoint.parameters:
         raise UnsupportedCheckpointError(

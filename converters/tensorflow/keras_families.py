@@ -7,15 +7,12 @@ from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.efficientnet_eras import notes_on_grey_levels, stored_statistics
 from fundus_rt.converters.tensorflow.keras_config import (
     Config,
-    activation_of,
-    answering_layers,
     data_format_of,
     input_shape_of,
-    layer_name,
     layer_names,
-    settings_of,
     walk_layers,
 )
+from fundus_rt.converters.tensorflow.keras_ending import ending_of
 from fundus_rt.converters.tensorflow.keras_export import KerasNetwork, build_keras, require_columns
 from fundus_rt.converters.tensorflow.keras_files import CONCLUDED
 from fundus_rt.converters.tensorflow.keras_landmarks import changed_backbone, landmark_of_config
@@ -27,12 +24,6 @@ PACKAGES = ("tensorflow", "tf_keras", "tf2onnx")
 
 ANY_FAMILY = "keras"
 """Family of a card that takes any network of known layers: the file's own configuration is the architecture."""
-
-PASSING = ("Flatten", "Reshape", "Dropout", "InputLayer", "Permute")
-"""Layers at a network's end that only pass numbers on."""
-
-POSITIVE = ("relu", "softplus", "exponential")
-"""Activations with which a regression may end: the numbers are used as they are."""
 
 
 def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
@@ -63,7 +54,8 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
             f"{checkpoint.path.name} has layers with channels first and layers with channels last; expected one of the two"
         )
     size = _input_size(checkpoint, card, config, layout == "channels_first")
-    columns, activation = _ending(checkpoint, card, config)
+    head = ending_of(config, checkpoint.path.name)
+    columns, activation = head.columns, head.activation(card.outputs[0], checkpoint.path.name)
     tensors, numbers = len(checkpoint.shapes), checkpoint.parameters
     account = LoadAccount(tensors, numbers, tensors, numbers, numbers)
     ending = {"none": "linear", None: "its end is read from the graph"}.get(activation, activation)
@@ -83,7 +75,7 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
         )
 
     def build() -> Network:
-        network = require_columns(build_keras(checkpoint, described), columns, checkpoint.path.name)
+        network = require_columns(build_keras(checkpoint, described, made_here), columns, checkpoint.path.name)
         return KerasNetwork(network, size, layout == "channels_first")
 
     return Architecture(family, described, size, columns, activation, account, build, "tf2onnx", PACKAGES, notes, warnings)
@@ -137,66 +129,3 @@ def _input_size(checkpoint: Checkpoint, card: ModelCard, config: Config, channel
     height, width = (length for index, length in enumerate(shape) if index not in (0, where))
     preset = card.preprocessing.input_size
     return int(height or preset[0]), int(width or preset[1])
-
-
-def _ending(checkpoint: Checkpoint, card: ModelCard, config: Config) -> tuple[int, str | None]:
-    """Number of outputs and the activation at the network's end; None where only its graph tells.
-
-    Endings that are understood: a Dense layer, or a convolution whose map is pooled or reshaped to one row (MobileNet's own
-    ``conv_preds``), each followed by an activation or none.
-
-    Raises:
-        UnsupportedCheckpointError: another end, or an activation whose meaning is not known.
-    """
-    file = checkpoint.path.name
-    applied: list[str | None] = []
-    reshaped = pooled = False
-    kind = name = ""
-    for layer in answering_layers(config):
-        kind, name = str(layer["class_name"]), layer_name(layer)
-        if kind in PASSING:
-            reshaped = reshaped or kind in ("Flatten", "Reshape")
-        elif kind == "Softmax" or (kind == "Activation" and not pooled):
-            applied.append("softmax" if kind == "Softmax" else activation_of(layer))
-        elif kind in ("TFOpLambda", "ReLU", "LeakyReLU") and not pooled:
-            applied.append("relu" if kind == "ReLU" else kind)
-        elif kind in ("GlobalAveragePooling2D", "GlobalMaxPooling2D") and not pooled:
-            pooled = True
-        elif kind == "Dense" or (kind == "Conv2D" and (reshaped or pooled)):
-            settings, activation = settings_of(layer), activation_of(layer)
-            if pooled and activation not in (None, "linear", "relu"):
-                raise UnsupportedCheckpointError(
-                    f"{file} applies {activation!r} at each place of a map ({name!r}) and pools afterwards: its answers are "
-                    f"neither logits nor what {activation!r} of a logit would be. Expected the activation after the pooling."
-                )
-            applied.append(None if pooled else activation)
-            found = next((activation for activation in applied if activation not in (None, "linear")), None)
-            return int(settings.get("units") or settings.get("filters") or 0), _meaning(checkpoint, card, found)
-        elif kind == "Conv2D":
-            raise UnsupportedCheckpointError(
-                f"{file} ends with a map of {settings_of(layer).get('filters')} channels ({name!r}, a convolution that nothing "
-                f"pools or reshapes), expected one row of numbers for each picture: it is a segmentation network or one whose "
-                f"pooling was left out"
-            )
-        else:
-            break
-    raise UnsupportedCheckpointError(
-        f"{file} ends with a layer {kind} ({name!r}), expected a Dense layer: the file holds features "
-        f"without a head, or a head that is not known. Ask for the file of the whole network."
-    )
-
-
-def _meaning(checkpoint: Checkpoint, card: ModelCard, activation: str | None) -> str | None:
-    """The activation inside as `Architecture` states it."""
-    if activation in (None, "linear"):
-        return "none"
-    if activation in ("sigmoid", "softmax"):
-        return activation
-    if activation in POSITIVE and card.outputs[0].task == "regression":
-        return "none"
-    if activation == "TFOpLambda":
-        return None
-    raise UnsupportedCheckpointError(
-        f"{checkpoint.path.name} ends with the activation {activation!r}; expected linear, sigmoid or softmax, whose meaning is "
-        f"known" + (", for classes" if activation in POSITIVE else "")
-    )

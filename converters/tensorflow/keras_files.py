@@ -9,7 +9,14 @@ from typing import Any
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.hdf5_links import refuse_links, tensor_shapes, text_of
-from fundus_rt.converters.tensorflow.keras_config import Config, activation_of, layer_name, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import (
+    Config,
+    activation_layer,
+    activation_of,
+    layer_name,
+    settings_of,
+    walk_layers,
+)
 from fundus_rt.converters.tensorflow.keras_loading import stored_layers, stored_names
 from fundus_rt.converters.tensorflow.keras_modern import DROPOUTS, RELU6, RENAMED, residual_sums
 from fundus_rt.models.errors import UnsupportedCheckpointError, UntrustedCheckpointError
@@ -24,6 +31,19 @@ _IMAGE_LAYERS = """
 """
 KNOWN_LAYERS = frozenset(_IMAGE_LAYERS.split())
 """Layers of Keras 2 that image networks are made of and that carry no code of their own."""
+
+OWN_SETTINGS = {
+    "BatchNormalization": {"axis", "epsilon"},
+    "Concatenate": {"axis"},
+    "ELU": {"alpha"},
+    "GroupNormalization": {"groups", "axis", "epsilon"},
+    "LayerNormalization": {"axis", "epsilon"},
+    "LeakyReLU": {"alpha"},
+    "Softmax": {"axis"},
+    "ThresholdedReLU": {"theta"},
+}
+"""Settings that every version of Keras 2 writes for layers that would be built without them too. A file that lacks them has a
+class of its author's own under such a name, which Keras writes without any mark."""
 
 _ACTIVATIONS = """
     elu exponential gelu hard_sigmoid hard_silu hard_swish leaky_relu linear relu relu6 selu sigmoid silu softmax softplus
@@ -128,6 +148,8 @@ def _read_weights(h5py: Any, file: Any, path: Path, sha256: str, trust: bool) ->
 def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...]]]) -> tuple[Config | None, str]:
     """Configuration and name of the one JSON file in the same folder whose layers are those of a weights-only file.
 
+    One of the file's own name is taken whatever its layers are called: loading says whether the weights fit it.
+
     Raises:
         UnsupportedCheckpointError: several different ones fit, and none has the file's own name.
     """
@@ -141,7 +163,7 @@ def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...
             names = [layer_name(layer) for layer in config["config"]["layers"]] if "class_name" in config else []
         except (OSError, ValueError, TypeError, KeyError):
             continue  # another file that happens to lie there
-        if {name for name, weights in layers.items() if weights} <= set(names) and names:
+        if names and (other.name in _own_names(path) or {name for name, weights in layers.items() if weights} <= set(names)):
             fitting[other.name] = config
     own = [name for name in fitting if name in _own_names(path)]
     different = {json.dumps(config, sort_keys=True) for config in fitting.values()}
@@ -231,7 +253,9 @@ def refuse_code(path: Path, config: Config, trust: bool) -> list[str]:
             executed.append(f"{name!r} (a Lambda layer with Python byte code)")
         elif short not in KNOWN_LAYERS:
             foreign.append(f"{name!r} (layer {kind})")
-        activation = activation_of(layer)
+        elif OWN_SETTINGS.get(short, set()) - set(settings_of(layer)):
+            foreign.append(f"{name!r} (layer {kind}, without settings that the one of Keras has: a class of the author's own)")
+        activation = activation_of(layer) if activation_layer(layer) is None else None  # a layer is looked at by itself
         if activation is not None and activation not in KNOWN_ACTIVATIONS and activation not in RELU6:
             foreign.append(f"{name!r} (activation {activation})")
     if executed and not trust:

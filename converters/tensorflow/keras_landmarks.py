@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from fundus_rt.converters.checkpoint import Checkpoint, numbers_in
-from fundus_rt.converters.tensorflow.keras_config import NETWORKS, Config, layer_name, layers_of, settings_of, walk_layers
+from fundus_rt.converters.tensorflow.keras_config import (
+    NETWORKS,
+    Config,
+    automatic_name,
+    layer_name,
+    layers_of,
+    settings_of,
+    walk_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,7 @@ def _archive_places(config: Config, before: str = "") -> Iterator[tuple[str, Con
     for layer in layers_of(config):
         if ".ops." in str(layer.get("module", "")):
             continue  # arithmetic between layers, which Keras does not count among them
-        words = re.sub(r"\W+", "", str(layer["class_name"]))
-        words = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", words)).lower()
+        words = automatic_name(str(layer["class_name"]))
         place = f"{before}layers/{words}" + (f"_{seen[words]}" if seen[words] else "")
         seen[words] += 1
         yield place, layer

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fundus_rt.converters.tensorflow.hdf5_links import text_of
+from fundus_rt.converters.tensorflow.keras_config import automatic_name
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 SHOWN = 5
@@ -60,7 +61,7 @@ def _order_of_numbers(names: Iterable[str]) -> list[str]:
     return [f"{kind} {place}" for kind, found in kinds.items() for _, place in sorted(found)]
 
 
-def load_weights(network: Any, group: Any, path: Path) -> None:
+def load_weights(network: Any, group: Any, path: Path, made_apart: bool = False) -> None:
     """Put every weight of the file into a network.
 
     Layers are paired by name. Where the file's names are not the network's, they are paired in order, and names may differ
@@ -71,10 +72,12 @@ def load_weights(network: Any, group: Any, path: Path) -> None:
         network: a ``tf_keras`` model.
         group: the file's group with ``layer_names``.
         path: of the file, for messages.
+        made_apart: whether the network's configuration comes from another file than the weights, so that equal names of
+            Keras' own (``conv2d_1``) may be those of different layers; the order of the layers has to be the same then too.
 
     Raises:
-        UnsupportedCheckpointError: a weight of the network that the file lacks, one of the file that no layer takes, or one of
-            another shape.
+        UnsupportedCheckpointError: a weight of the network that the file lacks, one of the file that no layer takes, one of
+            another shape, or another order of layers.
     """
     stored = {name: weights for name, weights in stored_layers(group).items() if weights}
     layers = {layer.name: layer for layer in network.layers if layer.weights}
@@ -88,12 +91,21 @@ def load_weights(network: Any, group: Any, path: Path) -> None:
     else:
         pairs = [(name, layers[name]) for name in stored]
     assigned: set[int] = set()
+    places = _places(network)
+    latest: dict[str, tuple[int, str]] = {}
     for name, layer in pairs:
-        for weight, variable in _paired(layer, list(stored[name]), name, path):
+        found = dict(_paired(layer, list(stored[name]), name, path))
+        for weight in stored[name]:
+            variable = found[weight]
+            kind, place = places[id(variable)]
+            if made_apart and kind and place < latest.get(kind, (-1, ""))[0]:
+                raise _in_another_order(path, f"{name}/{weight}", latest[kind][1])
+            latest[kind] = place, f"{name}/{weight}"
             values = np.asarray(group[name][weight])
             if tuple(variable.shape) != values.shape:
                 shapes = f"{list(values.shape)} in the file where {list(variable.shape)} is needed"
                 raise UnsupportedCheckpointError(f"{path.name}: {name}/{weight} is {shapes}; nothing is converted")
+            refuse_whole_numbers(values.dtype, np.dtype(variable.dtype.as_numpy_dtype), f"{name}/{weight}", path)
             variable.assign(values)
             assigned.add(id(variable))
     _load_own_weights(network, group, path, assigned)
@@ -103,6 +115,47 @@ def load_weights(network: Any, group: Any, path: Path) -> None:
     for layer in network._flatten_layers():
         layer.finalize_state()  # a Normalization layer computes with copies of its mean and variance
     _check_normalization(network, path)
+
+
+def refuse_whole_numbers(stored: np.dtype[Any], needed: np.dtype[Any], name: str, path: Path) -> None:
+    """Refuse whole numbers for a weight that computes with fractions.
+
+    Args:
+        stored: data type in the file.
+        needed: data type of the network's weight.
+        name: of the weight, for the message.
+        path: of the file, for the message.
+
+    Raises:
+        UnsupportedCheckpointError: quantized weights, whose scale is not in the file.
+    """
+    if stored.kind in "iub" and needed.kind not in "iub":
+        raise UnsupportedCheckpointError(
+            f"{path.name}: {name} holds whole numbers ({stored}) where the network computes with {needed}: it was quantized, and "
+            f"the scale of its numbers is not in the file. Ask for the file with the weights as they were trained."
+        )
+
+
+def _places(network: Any) -> dict[int, tuple[str, int]]:
+    """Kind and place in the network of each weight whose layer has a name of Keras' own, and its place; others have no kind.
+
+    The places are those that `save_weights` would list: layer by layer, the weights of frozen layers last in each.
+    """
+    kinds: dict[int, str] = {}
+    for layer in network._flatten_layers():
+        automatic = without_number(layer.name) == automatic_name(type(layer).__name__)
+        for variable in layer.weights:  # a layer comes after the network that it lies in, and counts
+            kinds[id(variable)] = f"{type(layer).__name__}/{_kind(variable.name)}" if automatic else ""
+    listed = [variable for layer in network.layers for variable in layer.trainable_weights + layer.non_trainable_weights]
+    return {id(variable): (kinds[id(variable)], place) for place, variable in reversed(list(enumerate(listed)))}
+
+
+def _in_another_order(path: Path, name: str, before: str) -> UnsupportedCheckpointError:
+    return UnsupportedCheckpointError(
+        f"{path.name} lists {name} after {before}, its network has them the other way round. Both names were given by Keras, "
+        f"which numbers layers anew in each session (and lists frozen layers last), so which weights belong to which layer "
+        f"cannot be told. Load the weights where the network is defined, and save both with model.save('model.h5')."
+    )
 
 
 def _load_own_weights(network: Any, group: Any, path: Path, assigned: set[int]) -> None:

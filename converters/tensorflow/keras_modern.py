@@ -16,6 +16,7 @@ from fundus_rt.converters.backends import require_keras
 from fundus_rt.converters.tensorflow.keras_config import (
     NETWORKS,
     Config,
+    activation_layer,
     activation_of,
     inbound_names,
     layer_name,
@@ -132,8 +133,9 @@ def _layer(layer: Config, sums: frozenset[str], said: dict[str, list[str]]) -> C
         key: value for key, value in settings.items() if not key.endswith(("_regularizer", "_constraint", "_initializer"))
     }
     if "activation" in settings:
-        activation = activation_of(layer)
-        settings["activation"] = "relu6" if activation in RELU6 else activation
+        inside, activation = activation_layer(layer), activation_of(layer)
+        function = "relu6" if activation in RELU6 else activation
+        settings["activation"] = function if inside is None else _layer(inside, sums, said)
     if name in sums:
         said.setdefault("Lambda" if kind == "Lambda" else "", []).append(name)
         scale = settings["arguments"]["scale"] if kind == "Lambda" else settings["scale"]

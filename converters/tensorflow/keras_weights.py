@@ -1,8 +1,8 @@
 """A weights-only ``.h5`` of a ``keras.applications`` family: its network, rebuilt from the names of its layers.
 
 ``layer_names`` lists the file's outer layers in order, those without weights included, so the head can be told as far as it is
-made of pooling, dropout and one Dense layer. What no name and no shape says (the activation at the end, what stands between two
-Dense layers) is never guessed: the card says it, or the file is refused.
+made of pooling, dropout and one Dense layer, in an order that is known. What no name and no shape says (the activation at the
+end, what stands between two Dense layers) is never guessed: the card says it, or the file is refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,31 @@ from fundus_rt.models.errors import UnsupportedCheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
 
-AVERAGE = ("global_average_pooling2d", "avg_pool", "global_average_pooling2d_global_average_pooling2d")
-MAXIMUM = ("global_max_pooling2d", "max_pool")
-WITHOUT_EFFECT = ("dropout", "top_dropout", "spatial_dropout2d", "gaussian_dropout", "gaussian_noise")
+LETTERS = {
+    "global_average_pooling2d": "A",
+    "avg_pool": "A",
+    "global_average_pooling2d_global_average_pooling2d": "A",
+    "global_max_pooling2d": "M",
+    "max_pool": "M",
+    "flatten": "F",
+    **dict.fromkeys(("dropout", "top_dropout", "spatial_dropout2d", "gaussian_dropout", "gaussian_noise"), "D"),
+    "reshape_1": "R",
+    "reshape_2": "R",
+    "act_softmax": "S",
+    "predictions": "S",
+}
+"""Layers without weights after a backbone, by the names that Keras gives to their kinds and keras.applications to its own:
+pooling by mean and by maximum, Flatten, dropout, and what stands around MobileNet's ``conv_preds``. In `HEADS` a Dense layer is
+W and that convolution C."""
+
+HEADS = (
+    r"D*(?P<pooling>[AM])[DF]*WD*",
+    r"D*(?P<pooling>F)D*WD*",
+    r"(?P<pooling>A)R?D*C(RS?|SR)",
+    r"(?P<pooling>)D*WD*",
+)
+"""Orders of layers whose function is known; the last one is a nested backbone that pools by itself."""
+
 ADVICE = (
     "Put the network's JSON (model.to_json()) beside it under the same name with the ending .json, or load the weights where "
     "the network is defined and save both with model.save('model.h5')."
@@ -77,9 +99,19 @@ def rebuilt(checkpoint: Checkpoint, card: ModelCard) -> tuple[Checkpoint, tuple[
     warnings = [f"that {card.outputs[0].activation!r} follows the last layer is the card's word; the file does not hold it"]
     with quiet_tracing(), quiet_standard_error():
         base = _base(checkpoint, landmark, inner, card)
+    if backbone is not None and _own_name(backbone) != _own_name(base.name):
+        raise _refused(
+            checkpoint, layers,
+            f"{landmark.title} inside the layer {backbone!r}, a network that its author put together (keras.applications names "
+            f"its own {base.name!r}), which hides its layers without weights",
+        )  # fmt: skip
     config = _as_written(checkpoint, layers, backbone, base, landmark, notes, warnings)
     after = _after_backbone(checkpoint, layers, backbone, base, config, landmark)
     head = _head(checkpoint, layers, after, landmark, backbone is not None)
+    warnings.append(
+        f"what {', '.join(after)} compute is concluded from their names, which are those that Keras gives to layers of its own: "
+        f"other layers that the author named so would answer otherwise"
+    )
     if head.pooling == "inside":
         raise _refused(
             checkpoint, layers,
@@ -88,6 +120,11 @@ def rebuilt(checkpoint: Checkpoint, card: ModelCard) -> tuple[Checkpoint, tuple[
         )  # fmt: skip
     whole = _with_head(config, base, backbone, head)
     return dataclasses.replace(checkpoint, keras_config=whole), tuple(notes), tuple(warnings)
+
+
+def _own_name(name: str) -> str:
+    """A network's name without its width, its size and a running number: ``mobilenet_1.00_224_1`` is ``mobilenet``."""
+    return re.sub(r"(_[\d.]+)+$", "", name).replace("-", "").lower()
 
 
 def _backbone(layers: dict[str, Shapes]) -> tuple[str | None, dict[str, Shapes]]:
@@ -175,7 +212,7 @@ def _as_written(
     if backbone is not None and "Keras" in evidence:
         warnings.append(
             f"{backbone!r} hides its layers without weights: that it {has} the second division of grey levels was concluded from "
-            f"the version of Keras alone; a network made by another version and saved again would differ (see tensorflow#62193)"
+            f"the version of Keras alone"
         )
     return config
 
@@ -222,16 +259,12 @@ def _comparable(name: str) -> str:
 
 
 def _head(checkpoint: Checkpoint, layers: dict[str, Shapes], names: list[str], landmark: Landmark, nested: bool) -> Head:
-    """The head that the remaining layers make, if nothing about it has to be guessed."""
-    pooling = ""
+    """The head that the remaining layers make, if nothing about it has to be guessed: neither their kinds nor their order."""
     weighted = [name for name in names if layers[name]]
-    for name in names:
-        plain = without_number(name).lower()
-        kind = "avg" if plain in AVERAGE else "max" if plain in MAXIMUM else "flatten" if plain == "flatten" else ""
-        if kind and not (pooling and kind == "flatten"):
-            pooling = kind
-        elif not (kind or layers[name] or plain in WITHOUT_EFFECT or _mobilenet_top(plain)):
-            raise _refused(checkpoint, layers, f"{landmark.title} with a layer {name!r} after it, which can be anything")
+    letters = "".join(_letter(name, layers[name]) for name in names)
+    if "?" in letters:
+        name = names[letters.index("?")]
+        raise _refused(checkpoint, layers, f"{landmark.title} with a layer {name!r} after it, which can be anything")
     if not weighted:
         raise _refused(checkpoint, layers, f"{landmark.title} without a head: features, not answers")
     if len(weighted) > 1:
@@ -241,18 +274,29 @@ def _head(checkpoint: Checkpoint, layers: dict[str, Shapes], names: list[str], l
             f"an activation, is not in the file",
         )  # fmt: skip
     kernel = next((shape for weight, shape in layers[weighted[0]].items() if "kernel" in weight), ())
-    convolution = len(kernel) == 4 and kernel[:2] == (1, 1) and weighted[0] == "conv_preds"
-    if len(kernel) != 2 and not convolution:
+    if "w" in letters:
         raise _refused(checkpoint, layers, f"{landmark.title} with a layer {weighted[0]!r} after it that is no Dense layer")
-    if not pooling and not nested:
+    found = next((match for pattern in HEADS if (match := re.fullmatch(pattern, letters)) is not None), None)
+    if not set("AMF") & set(letters) and not nested:
         raise _refused(checkpoint, layers, f"{landmark.title} with a Dense layer at each place of its map, and no pooling")
-    bias = len(layers[weighted[0]]) == 2
-    return Head(pooling or "inside", weighted[0], kernel[-1], bias, convolution)
+    if found is None:
+        raise _refused(
+            checkpoint, layers,
+            f"{landmark.title} with the layers {', '.join(names)} after it in this order; expected a pooling or Flatten, then "
+            f"one Dense layer (or keras.applications' own head of MobileNet), so what is computed in between is not known",
+        )  # fmt: skip
+    pooling = {"A": "avg", "M": "max", "F": "flatten"}.get(found["pooling"] or "", "inside")
+    return Head(pooling, weighted[0], kernel[-1], len(layers[weighted[0]]) == 2, "C" in letters)
 
 
-def _mobilenet_top(name: str) -> bool:
-    """Layers without weights around MobileNet's ``conv_preds``, by the names of keras.applications."""
-    return name in ("reshape", "act_softmax", "predictions")
+def _letter(name: str, weights: Shapes) -> str:
+    """What a layer after the backbone is, as `LETTERS` and `HEADS` write it."""
+    kernel = next((shape for weight, shape in weights.items() if "kernel" in weight), ())
+    if not weights:
+        return LETTERS.get(name) or LETTERS.get(without_number(name), "?")
+    if name == "conv_preds" and len(kernel) == 4 and kernel[:2] == (1, 1):
+        return "C"
+    return "W" if len(kernel) == 2 else "w"
 
 
 def _with_head(config: Config, base: Any, backbone: str | None, head: Head) -> Config:

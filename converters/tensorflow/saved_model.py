@@ -124,7 +124,11 @@ class SavedModelNetwork:
         return np.concatenate(answers)
 
     def graph(self) -> Any:
-        """ONNX graph by tf2onnx, the batch dynamic."""
+        """ONNX graph by tf2onnx, the batch dynamic.
+
+        Raises:
+            UnsupportedCheckpointError: an operator that ONNX does not have, or a batch that cannot be made dynamic.
+        """
         from fundus_rt.converters.graphs.onnx_batch import any_batch
         from fundus_rt.converters.tensorflow.keras3_export import onnx_from_tensorflow
 
@@ -132,6 +136,7 @@ class SavedModelNetwork:
         model = onnx_from_tensorflow(
             lambda images: self.function(**{self.argument: images})[self.answer], (batch, height, width, 3)
         )
+        _require_operators(model, self.file)
         return any_batch(model, (batch or 1, height, width, 3), self.file, self.answers)
 
     def close(self) -> None:
@@ -140,6 +145,17 @@ class SavedModelNetwork:
 
         self.loaded = self.function = None
         forget_keras()
+
+
+def _require_operators(model: Any, file: str) -> None:
+    """Refuse what tf2onnx hands on as it is, for it only logs that it does not know an operator."""
+    onnx = require("onnx")
+    unknown = [node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)]
+    if unknown:
+        raise UnsupportedCheckpointError(
+            f"{file}: ONNX has no operator for {', '.join(dict.fromkeys(unknown))} of its graph. Random ones belong to layers "
+            f"that change pictures in training (RandomFlip, RandomRotation): export the network again without them."
+        )
 
 
 def parse(path: Path) -> Any:

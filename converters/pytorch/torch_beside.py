@@ -1,0 +1,270 @@
+"""What lies beside the network in a torch file: every tensor, array and telling number of it is accounted for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fundus_rt.converters.pytorch.stand_ins import Array, LeftAside
+from fundus_rt.converters.pytorch.torch_names import is_of_a_loss, without_wrappers
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+TRAINING_STATE = ("sched", "loss_fn", "criterion", "callbacks", "loops")
+"""Parts of the keys of what training alone needs."""
+TRAINING_WORDS = {"amp", "args", "cfg", "config", "hparams", "history", "hyper", "log", "logs", "losses", "meta", "metric"}
+TRAINING_WORDS |= {"message", "metrics", "opt", "options", "random", "rng", "confusion", "confmat", "predictions", "preds", "roc"}
+"""Words that such keys consist of: options, records and the states of random generators."""
+COMMON_WORDS = {"best", "cpu", "cuda", "curve", "dict", "generator", "hub", "matrix", "native", "np", "numpy", "parameters"}
+COMMON_WORDS |= {"params", "python", "scaling", "state", "states", "test", "torch", "train", "training", "val", "valid"}
+COMMON_WORDS |= {"validation"}
+"""Words that may stand beside those."""
+GRAD_SCALER_WORDS = {
+    "scaler",
+    "scalers",
+    "grad",
+    "gradscaler",
+    "amp",
+    "loss",
+    "native",
+    "fp",
+    "mixed",
+    "precision",
+    "state",
+    "dict",
+}
+GRAD_SCALER_KEYS = {"scale", "_scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker", "growth_tracker"}
+GRAD_SCALER_KEYS |= {"loss_scale", "loss_scaler0", "unskipped", "enabled"}
+"""Words of the keys of `torch.amp.GradScaler` and apex's, and what their states hold; no other scaler is training's alone."""
+LOSS_VECTORS = ("class_weight", "class_weights", "pos_weight")
+"""Vectors that a loss function of torch is given, saved beside the network."""
+SECOND_NETWORKS = ("student", "center", "momentum", "momentum_encoder", "dino_loss", "ibot_patch_loss")
+"""What self-distillation trains beside the ``teacher``, whose weights are the ones that are used (DINO)."""
+TELLING_WORDS = {
+    "mean",
+    "means",
+    "mu",
+    "std",
+    "stds",
+    "stdev",
+    "deviation",
+    "sigma",
+    "var",
+    "variance",
+    "scale",
+    "offset",
+    "shift",
+}
+TELLING_WORDS |= {"temperature", "threshold", "thresholds", "cutoff", "calibration", "platt", "normalization", "normalisation"}
+TELLING_WORDS |= {"scaler", "min", "max", "intercept", "slope"}
+"""Words of the keys of numbers that an answer may have to be scaled, shifted, sharpened or cut by."""
+RECORD_WORDS = {
+    "loss",
+    "losses",
+    "acc",
+    "accuracy",
+    "auc",
+    "auroc",
+    "mae",
+    "mse",
+    "rmse",
+    "f",
+    "score",
+    "epoch",
+    "lr",
+    "rate",
+    "step",
+}
+"""Words of the keys of records; a number that has one of them is none of those."""
+SHOWN = 8
+
+Leaf = tuple[str, Any]
+"""A tensor or an array, and the path to it."""
+
+
+def account_beside(
+    torch: Any,
+    file: Path,
+    state: Mapping[str, Any],
+    outside: Iterable[tuple[str, Any]],
+    containers: Iterable[str],
+    notes: list[str],
+) -> list[str]:
+    """See that nothing beside the network can be a part of it.
+
+    Args:
+        torch: the module.
+        file: for messages.
+        state: the network's tensors.
+        outside: entries beside the network, and beside each container that it was taken out of, by their keys.
+        containers: keys of containers of a network, inside which a twin of it may lie.
+        notes: gets one sentence for each kind of thing that is left aside.
+
+    Returns:
+        Warnings: what may belong to the answer, and was not used.
+
+    Raises:
+        UnsupportedCheckpointError: tensors, or arrays like a layer's weights, that no known part of training explains.
+    """
+    shapes = {name: shape_of(tensor) for name, tensor in state.items()}
+    twins, training, numbers, arrays, lost, telling = [], [], [], [], [], []
+    for key, value in outside:
+        held = _leaves(torch, key, value)
+        if is_training_state(key, value) and not any(_is_of_a_layer(name, leaf) for name, leaf in held):
+            training += [key] if any(isinstance(leaf, torch.Tensor) for _, leaf in held) else []
+            continue
+        if held and (key in SECOND_NETWORKS or is_twin(torch, shapes, key, value, containers)):
+            twins.append(key)
+            continue
+        telling += _telling_numbers(torch, key, value)
+        for name, leaf in held:
+            if _is_a_number(torch, name, leaf):
+                numbers.append(f"{name} = {leaf.item():.6g}")
+            elif isinstance(leaf, torch.Tensor) or _may_be_weights(leaf):
+                lost.append(f"{name} {list(shape_of(leaf))}")
+            else:
+                arrays.append(name)
+    if lost:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        raise UnsupportedCheckpointError(
+            f"{file.name}: tensors lie outside the network that was found, of {len(state)} tensors, and would be lost "
+            f"({len(lost)}): {', '.join(name[:80] for name in lost[:SHOWN])}{more}. If they are parts of the network, save the "
+            f"state_dict of the whole; if they are not, save the network's state_dict alone."
+        )
+    for said, found in (
+        ("also there and not used", twins),
+        ("training state and options that hold tensors, left aside", training),
+        ("single numbers beside the network, left aside", numbers),
+        ("arrays beside the network, left aside", arrays),
+    ):
+        if found:
+            notes.append(f"{said}: {', '.join(found[:SHOWN])}")
+    warnings = []
+    if telling:
+        warnings.append(
+            f"beside the network the file holds {', '.join(telling[:SHOWN])}, which was not used: if the answers are to be "
+            f"scaled, shifted, sharpened or cut by it, say so (--standardised MEAN,DEVIATION for a regression, threshold in the "
+            f"card)"
+        )
+    better = [key for key in twins if "best" in key.lower()]
+    if better:
+        warnings.append(
+            f"the file holds the network twice, and {', '.join(better)} was not used; if that is the one that was evaluated, "
+            f"save it alone and convert that"
+        )
+    return warnings
+
+
+def is_training_state(key: Any, value: Any = None) -> bool:
+    """Whether an entry is what training alone needs. A tensor at the top counts by its own name, as a whole."""
+    name = str(key).lower()
+    if hasattr(value, "ndim") and ("." in name or name in LOSS_VECTORS):
+        return value.ndim <= 1 and (name in LOSS_VECTORS or is_of_a_loss(name))
+    if "temperature" in name:
+        return False
+    words = {word for word in re.split(r"[^a-z]+", name) if word}
+    if "scaler" in name:
+        known = not isinstance(value, Mapping) or {str(part) for part in value} <= GRAD_SCALER_KEYS
+        return words <= GRAD_SCALER_WORDS and known
+    if any(word.startswith("optim") and not word.startswith("optimal") for word in words):
+        return True
+    if any(word in name for word in TRAINING_STATE):
+        return True
+    return not TRAINING_WORDS.isdisjoint(words) and words <= TRAINING_WORDS | COMMON_WORDS
+
+
+def is_twin(torch: Any, shapes: dict[str, tuple[int, ...]], key: str, value: Any, containers: Iterable[str]) -> bool:
+    """Whether a container holds the same network with other numbers: averaged weights, the last step's, a student.
+
+    Counters beside them (``steps``, ``decay``) do not count.
+    """
+    if isinstance(value, torch.Tensor):
+        return False
+    found = [(name[len(key) + 1 :], leaf) for name, leaf in _leaves(torch, key, value) if isinstance(leaf, torch.Tensor)]
+    found = [(name, tensor) for name, tensor in found if tensor.ndim or "." in name]
+    tensors = dict(found)
+    if len(tensors) < len(found):
+        return False
+    for outer in containers:
+        if tensors and all(name.startswith(f"{outer}.") for name in tensors):
+            tensors = {name[len(outer) + 1 :]: tensor for name, tensor in tensors.items()}
+    own = {name: shape_of(tensor) for name, tensor in without_wrappers(tensors, []).items()}
+    return own == shapes
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Shape, before it is known what kind of tensor this is: a nested one has none."""
+    return () if getattr(value, "is_nested", False) else tuple(value.shape or ())
+
+
+def _leaves(torch: Any, name: str, value: Any) -> list[Leaf]:
+    """Every tensor and array, at any depth, under its path."""
+    kinds = (torch.Tensor, Array, np.ndarray)
+    return [(path, part) for path, part in _parts(torch, name, value) if isinstance(part, kinds)]
+
+
+def _parts(torch: Any, name: str, value: Any) -> list[tuple[str, Any]]:
+    """Everything in dictionaries, lists, options and modules, at any depth, under its path; each container is looked into once,
+    for a forged one may hold itself."""
+    found, seen, left = [], set(), [(name, value)]
+    while left:
+        name, value = left.pop()
+        inner: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, torch.nn.Module):
+            inner = value.state_dict().items()
+        elif isinstance(value, argparse.Namespace) or type(value).__name__ == "SimpleNamespace":
+            inner = vars(value).items()
+        elif isinstance(value, Mapping):
+            inner = value.items()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            inner = enumerate(value)
+        else:
+            found.append((name, value))
+            continue
+        if id(value) not in seen:
+            seen.add(id(value))
+            left += [(f"{name}.{key}"[:400], part) for key, part in inner]
+    return found[::-1]
+
+
+def _is_a_number(torch: Any, name: str, leaf: Any) -> bool:
+    """Whether a tensor is a single number that a training script keeps (an epoch, the best loss), and no weight."""
+    if not isinstance(leaf, torch.Tensor):
+        return False
+    last = name.rpartition(".")[2].lower()
+    weight = any(word in last for word in ("weight", "bias", "temperature", "logit", "scale", "alpha", "gamma", "beta"))
+    plain = not (leaf.is_meta or leaf.is_nested or leaf.is_sparse or leaf.is_complex())
+    return plain and leaf.numel() == 1 and not weight
+
+
+def _may_be_weights(leaf: Any) -> bool:
+    """Whether an array of numpy has floating-point numbers in rows and columns."""
+    floating = leaf.code.startswith("f") if isinstance(leaf, Array) else leaf.dtype.kind == "f"
+    return floating and len(shape_of(leaf)) > 1
+
+
+def _is_of_a_layer(name: str, leaf: Any) -> bool:
+    """Whether a tensor has the name and the shape of a layer's weights, wherever it lies."""
+    last = name.rpartition(".")[2].lower()
+    return len(shape_of(leaf)) > 1 and ("weight" in last or "kernel" in last or last == "w")
+
+
+def _telling_numbers(torch: Any, key: str, value: Any) -> list[str]:
+    """Plain numbers, one or a few, whose names say that an answer may have to be scaled or cut by them."""
+    found = []
+    for name, part in _parts(torch, key, value):
+        words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
+        if TELLING_WORDS.isdisjoint(words) or not RECORD_WORDS.isdisjoint(words) or re.search(r"(mean|std)\.[012]$", name):
+            continue  # the last: of the three colours, which `held_against_statements` looks at
+        number = part.item() if isinstance(part, np.generic) else part
+        if isinstance(part, torch.Tensor) and _is_a_number(torch, name, part):
+            number = part.item()
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            found.append(f"{name} = {number:.6g}")
+        elif isinstance(part, (Array, np.ndarray)) or (type(part) is not LeftAside and hasattr(part, "transform")):
+            found.append(f"{name} ({'an array' if not hasattr(part, 'transform') else type(part).__name__})")
+    return found

@@ -1,0 +1,166 @@
+"""What configurations beside a checkpoint say of its classes and its preprocessing, held against the card.
+
+timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names); Hugging Face transformers write ``config.json``
+(id2label) and ``preprocessor_config.json`` (image_mean, image_std, resample); exporters and training scripts leave
+``labels.txt``, ``class_indices.json`` and their like.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fundus_rt.converters.architecture import Architecture
+from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.class_order import class_order, in_another_order, listed_classes
+from fundus_rt.models.card import ModelCard, PreprocessingSpec
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+_LISTS = "labels classes class_names class_indices class_to_idx idx_to_class id2label label2id label_map index_to_name"
+LISTS = (*(f"{name}.json" for name in _LISTS.split()), "labels.txt", "classes.txt", "class_names.txt")
+"""Files that hold nothing but the names of the classes."""
+INNER_FOLDERS = ("onnx", "saved_model")
+"""Folders inside the one with the configuration, where the Hugging Face hub has exported graphs."""
+LARGEST_CONFIG = 1 << 20
+"""Bytes; a configuration has some thousand."""
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
+"""Pillow's numbers of its filters, as Hugging Face's configurations have them."""
+
+
+def read_beside(path: Path, name: str) -> tuple[dict[str, Any], str]:
+    """A JSON object beside the checkpoint, and why it could not be read; empty where there is none."""
+    text, problem = _text_beside(path, name)
+    if not text:
+        return {}, problem
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {}, f"{name} beside the checkpoint cannot be read ({error}) and was not used"
+    return (
+        (content, "") if isinstance(content, dict) else ({}, f"{name} beside the checkpoint is no JSON object; it was not used")
+    )
+
+
+def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Architecture) -> Architecture:
+    """An architecture with a warning for everything that configurations beside the file say and the card prepares otherwise.
+
+    Raises:
+        UnsupportedCheckpointError: the card has its labels in another order than the file, or a list beside it.
+    """
+    config, unread = read_beside(checkpoint.path, CONFIG)
+    images, unread_too = read_beside(checkpoint.path, PREPROCESSOR)
+    _check_labels(checkpoint, card, config)
+    warnings = [reason for reason in (unread, unread_too) if reason]
+    inner = config.get("pretrained_cfg")
+    inner = inner if isinstance(inner, dict) else {}
+    beside = f"{CONFIG} beside the checkpoint"
+    warnings += preparation_warnings(beside, card, inner.get("mean"), inner.get("std"), inner.get("interpolation"))
+    mean, std = images.get("image_mean"), images.get("image_std")
+    if images.get("do_normalize") is False:
+        mean, std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    resample = images.get("resample")
+    filtered = RESAMPLE.get(resample) if isinstance(resample, int) else None
+    warnings += preparation_warnings(f"{PREPROCESSOR} beside the checkpoint", card, mean, std, filtered)
+    warnings += _option_warnings(checkpoint, card)
+    return replace(found, warnings=(*found.warnings, *warnings)) if warnings else found
+
+
+def same_normalisation(spec: PreprocessingSpec, mean: Any, std: Any) -> bool:
+    """Whether a card normalises as `mean` and `std`, RGB, on values from 0 to 1, do."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if spec.color_order == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    own = np.stack([1 / (255 * std), -mean / std])
+    cards = np.stack([spec.scale / np.asarray(spec.std), -np.asarray(spec.mean) / np.asarray(spec.std)])
+    return bool(np.allclose(own, cards, rtol=1e-3, atol=1e-6))
+
+
+def preparation_warnings(source: str, card: ModelCard, mean: Any, std: Any, filtered: Any) -> list[str]:
+    """What a source says of normalisation and of the resize filter where the card says otherwise, one sentence each."""
+    spec, found = card.preprocessing, []
+    if _three(mean) and _three(std) and min(std) > 0 and not same_normalisation(spec, mean, std):
+        found.append(
+            f"{source} says mean {list(mean)} and std {list(std)} on values from 0 to 1, the card {card.name!r} prepares with "
+            f"mean {list(spec.mean)} and std {list(spec.std)} after the factor {spec.scale:.6g}; one of them is wrong for this "
+            f"file."
+        )
+    if isinstance(filtered, str) and filtered in RESAMPLE.values() and spec.interpolation != f"pillow-{filtered}":
+        found.append(
+            f"{source} says that pictures are resized with Pillow's {filtered} filter, the card {card.name!r} resizes with "
+            f"{spec.interpolation}."
+        )
+    return found
+
+
+def _option_warnings(checkpoint: Checkpoint, card: ModelCard) -> list[str]:
+    """What the training options in the file say otherwise than the card, or of the network and no tensor shows."""
+    said, source = dict(checkpoint.stated_preparation), f"{checkpoint.path.name} itself"
+    filtered = str(said.pop("interpolation", "")).lower()
+    found = preparation_warnings(source, card, said.pop("mean", None), said.pop("std", None), filtered)
+    sizes = [said.pop(key, None) for key in ("img_size", "input_size")]
+    for size in sizes:
+        numbers = [size] if isinstance(size, int) else [number for number in size or () if isinstance(number, int)]
+        if isinstance(size, (int, list)) and numbers and not set(numbers) >= set(card.preprocessing.input_size):
+            found.append(
+                f"{source} says pictures of {' x '.join(map(str, numbers))} pixels, the card {card.name!r} prepares "
+                f"{' x '.join(map(str, card.preprocessing.input_size))}"
+            )
+    if said:
+        options = ", ".join(f"{key} = {value!r}"[:60] for key, value in said.items())
+        found.append(
+            f"{source} has the options {options}, which no tensor shows and which only --architecture applies: if the network "
+            f"was trained with them, name it with them, as in timm/NAME?global_pool=max"
+        )
+    return found
+
+
+def _three(values: Any) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)
+
+
+def _text_beside(path: Path, name: str) -> tuple[str, str]:
+    """The text of a file beside the checkpoint, and why it could not be read; both empty where there is none."""
+    file = next((folder / name for folder in _folders_of(path) if (folder / name).is_file()), None)
+    if file is None:
+        return "", ""
+    try:
+        if file.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
+        return file.read_text(encoding="utf-8"), ""
+    except (ValueError, OSError) as error:
+        return "", f"{name} beside the checkpoint cannot be read ({error}) and was not used"
+
+
+def _folders_of(path: Path) -> list[Path]:
+    """Folders whose files speak of a checkpoint: its own, a SavedModel's inside and beside it, those around the hub's inner
+    ones."""
+    folders = [path / "assets", path / "assets.extra", path] if path.is_dir() else []
+    folders.append(path.absolute().parent)
+    if folders[-1].name in INNER_FOLDERS:
+        folders.append(folders[-1].parent)
+    return folders
+
+
+def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, Any]) -> None:
+    """Every list of the classes, in the file and beside it, in the card's order where it has the card's names."""
+    orders = [(checkpoint.classes, checkpoint.path.name)]
+    inner = config.get("pretrained_cfg")
+    for options in (config, inner if isinstance(inner, dict) else {}):
+        orders += [(order, f"{CONFIG} beside {checkpoint.path.name} ({key})") for key, order in listed_classes(options)]
+    for name in LISTS:
+        text = _text_beside(checkpoint.path, name)[0]
+        orders.append((class_order(text), f"{name} beside {checkpoint.path.name}"))
+    for order, source in orders:
+        for output in card.outputs:
+            if in_another_order(output.labels, order):
+                raise UnsupportedCheckpointError(
+                    f"{source} names the columns {', '.join(order)}, in this order, but the card {card.name!r} names them "
+                    f"{', '.join(output.labels)}: every answer would be called by another class. Give "
+                    f"--labels {','.join(order)!r}, the order of the file."
+                )

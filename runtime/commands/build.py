@@ -1,0 +1,288 @@
+"""``fundus-rt build``: an ``.onnx`` file becomes a TensorRT engine for this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fundus_rt.converters.engines.engine_build import BuildOptions
+    from fundus_rt.converters.engines.engine_progress import BuildProgress
+    from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
+    from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+
+MIB = 1 << 20
+
+
+@click.command(short_help="Turn an .onnx file into a TensorRT engine for this machine.")
+@click.argument("models", nargs=-1, required=True, metavar="FILE.onnx|NAME...")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.engine", help="Default: the cache, where infer finds it."
+)
+@click.option("--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Pictures in one inference.")
+@click.option(
+    "--frames", metavar="HxW,HxW,HxW",
+    help="Take whole photographs of these sizes, smallest, usual and largest, and crop, mirror and resize inside the engine.",
+)  # fmt: skip
+@click.option("--flavour", type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]), default="auto", show_default=True)
+@click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Memory for trying kernels.  [default: what is free]")
+@click.option("--optimisation-level", type=click.IntRange(0, 5), metavar="0-5", help="0 builds fast, 5 makes fast engines.")
+@click.option("--tf32", is_flag=True, help="Let products of float32 be rounded to 10 bits. Faster, less exact.")
+@click.option(
+    "--for-compute-capability", "target", metavar="X.Y",
+    help="Build for another machine's GPU, with none here; TensorRT-RTX only, needs -o.",
+)  # fmt: skip
+@click.option("--log", "log_path", type=click.Path(path_type=Path), metavar="FILE", help="Where all that TensorRT says goes.")
+@click.option("--force", is_flag=True, help="Build even where the engine is there.")
+def build(
+    models: tuple[str, ...],
+    output: Path | None,
+    batch: str,
+    frames: str | None,
+    flavour: str,
+    workspace: int | None,
+    optimisation_level: int | None,
+    tf32: bool,
+    target: str | None,
+    log_path: Path | None,
+    force: bool,
+) -> None:
+    """Build TensorRT engines. An engine fits only the GPU, driver and TensorRT that it was built with.
+
+    The engine computes in the precision of the file; its frame sizes and batch sizes are fixed here. It is checked against the
+    file with `fundus-rt certify` before it answers for anyone.
+    """
+    from fundus_rt.models.errors import UsageError
+    from fundus_rt.runtime.session import resolve_model
+    from fundus_rt.runtime.tensorrt_library import import_tensorrt
+
+    profile = _profile(batch, frames)
+    if len(models) > 1 and (output or log_path):
+        raise UsageError(f"-o and --log name one file, {len(models)} models were given; build them one by one, or leave both out")
+    if target is not None and output is None:
+        raise UsageError(
+            "an engine for another machine does not belong into this machine's cache; name a file with -o FILE.engine"
+        )
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"{output} exists; remove it, or say --force to replace it")
+    paths = [resolve_model(model) for model in models]
+    library = import_tensorrt(flavour)
+    machine = _machine(library, target)
+    for path in paths:
+        options = _options(path, machine, workspace, optimisation_level, tf32, target)
+        _build_one(path, library, _key(path, library, machine, profile, options), options, output, log_path, force)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What an engine is built for, and the memory that the build may use."""
+
+    gpu_name: str
+    compute_capability: str
+    cuda_driver: str
+    l4t: str
+    integrated: bool
+    free_gpu: int | None
+    """Bytes; None where the build is for another machine."""
+
+
+def _build_one(
+    path: Path,
+    library: TensorRTLibrary,
+    key: EngineKey,
+    options: BuildOptions,
+    output: Path | None,
+    log: Path | None,
+    force: bool,
+) -> None:
+    from fundus_rt.converters.engines.engine_build import engine_from_onnx
+    from fundus_rt.converters.engines.timing_cache import timing_cache_path
+    from fundus_rt.models.artifacts import atomic_path
+    from fundus_rt.models.engine_cache import EngineCache
+    from fundus_rt.models.engine_files import record_path, write_record
+
+    log = log or _cache_folder("logs") / f"{path.stem}-{key.digest()[:12]}.log"
+
+    built = False
+    timing = timing_cache_path(_cache_folder("timing"), key)
+    options = dataclasses.replace(options, timing_cache=timing)
+
+    def work(temporary: Path) -> EngineRecord:
+        nonlocal built
+        built = True
+        with _progress_line() as (say, show):
+            return engine_from_onnx(path, temporary, library, key, options, say, log, show)
+
+    if output is not None:
+        if not output.parent.is_dir():
+            from fundus_rt.models.errors import UsageError
+
+            raise UsageError(f"the folder {output.parent} does not exist; make it first")
+        with atomic_path(output) as temporary:
+            record = work(temporary)
+            record_path(output).unlink(missing_ok=True)
+        write_record(output, record)
+        engine = output
+    else:
+        cache = EngineCache()
+        found = cache.find(key)
+        if found is not None and force:
+            record_path(cache.path_of(found)).unlink(missing_ok=True)
+        engine, record = cache.get_or_build(key, work, _say)
+    for line in _report(engine, record, built):
+        click.echo(line)
+
+
+def _report(engine: Path, record: EngineRecord, built: bool) -> Iterator[str]:
+    """What a person wants to know of the engine."""
+    key = record.key
+    names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+    place = " ".join(part for part in (key.gpu_name or "any GPU of", f"compute capability {key.compute_capability}") if part)
+    least, best, most = key.profile.batch
+    yield f"engine     {engine}"
+    yield f"model      {record.card.get('name', 'unknown')}, {record.precision}, TF32 {'on' if 'tf32' in key.flags else 'off'}"
+    yield f"size       {record.engine_bytes / MIB:.1f} MiB"
+    yield f"built      {'now' if built else record.built_at}, in {record.build_seconds:.0f} s" + (
+        "" if built else " (it was there)"
+    )
+    yield f"for        {names.get(key.flavour, key.flavour)} {key.tensorrt_version} on {place}"
+    yield f"batch      {least} to {most}, best at {best}"
+    if key.profile.frame_height and key.profile.frame_width:
+        sizes = [f"{height}x{width}" for height, width in zip(key.profile.frame_height, key.profile.frame_width, strict=True)]
+        yield f"frames     {sizes[0]} to {sizes[2]}, best at {sizes[1]}"
+
+
+def _profile(batch: str, frames: str | None) -> EngineProfile:
+    """The sizes that the engine takes, from the two options.
+
+    Raises:
+        UsageError: they are not of the form that is expected.
+    """
+    from fundus_rt.models.engines import EngineProfile
+    from fundus_rt.models.errors import EngineError, UsageError
+
+    counts = [int(part) for part in batch.split(",") if part.strip().isdigit()]
+    if len(counts) not in (1, 3) or len(counts) != len(batch.split(",")):
+        raise UsageError(f"--batch is {batch!r}, expected one number or three, MIN,OPT,MAX, for example 1,4,16")
+    least, best, most = counts * 3 if len(counts) == 1 else counts
+    heights = widths = None
+    if frames is not None:
+        sizes = [part.lower().split("x") for part in frames.split(",")]
+        if len(sizes) not in (1, 3) or any(len(size) != 2 or not all(side.strip().isdigit() for side in size) for size in sizes):
+            raise UsageError(f"--frames is {frames!r}, expected HxW,HxW,HxW, for example 480x640,1500x1900,3000x4000")
+        sizes = sizes * 3 if len(sizes) == 1 else sizes
+        heights = (int(sizes[0][0]), int(sizes[1][0]), int(sizes[2][0]))
+        widths = (int(sizes[0][1]), int(sizes[1][1]), int(sizes[2][1]))
+    try:
+        return EngineProfile((least, best, most), heights, widths)
+    except EngineError as error:
+        raise UsageError(f"--batch or --frames: {error}") from error
+
+
+def _machine(library: TensorRTLibrary, target: str | None) -> _Machine:
+    """The machine at hand, or the one that is named.
+
+    Raises:
+        BackendUnavailableError: no GPU is at hand and none is named, or the library builds for none but its own.
+    """
+    from fundus_rt.models.errors import BackendUnavailableError
+    from fundus_rt.runtime.cuda_device import CudaDevice
+    from fundus_rt.runtime.machine import machine_identity
+
+    if target is not None:
+        from fundus_rt.converters.engines.target import parsed_target
+
+        major, minor = parsed_target(target, library.flavour)
+        return _Machine("", f"{major}.{minor}", "", "", False, None)
+    try:
+        machine = machine_identity()
+        device = CudaDevice()
+    except BackendUnavailableError as error:
+        hint = (
+            "To build for another machine, say which: --for-compute-capability 8.6 -o FILE.engine"
+            if library.flavour == "tensorrt_rtx"
+            else "TensorRT builds an engine only on the machine that runs it"
+        )
+        raise BackendUnavailableError(f"{error}. {hint}") from error
+    try:
+        free = device.memory()[0]
+    finally:
+        device.close()
+    return _Machine(
+        machine.gpu_name, machine.compute_capability, machine.cuda_driver, machine.l4t, machine.integrated, free
+    )  # fmt: skip
+
+
+def _options(
+    path: Path, machine: _Machine, workspace: int | None, level: int | None, tf32: bool, target: str | None
+) -> BuildOptions:
+    from fundus_rt.converters.engines.engine_build import BuildOptions
+    from fundus_rt.converters.engines.workspace import free_system_memory, workspace_limit
+
+    if workspace is not None:
+        limit = workspace * MIB
+    else:
+        limit = workspace_limit(path.stat().st_size, free_system_memory(), machine.free_gpu, machine.integrated)
+    return BuildOptions(limit, level, tf32, target)
+
+
+def _key(path: Path, library: TensorRTLibrary, machine: _Machine, profile: EngineProfile, options: BuildOptions) -> EngineKey:
+    from fundus_rt.converters.engines.engine_build import flags_of
+    from fundus_rt.models.artifacts import sha256_of_file
+    from fundus_rt.models.engines import EngineKey
+
+    return EngineKey(
+        onnx_sha256=sha256_of_file(path),
+        flavour=library.flavour,
+        tensorrt_version=library.version,
+        gpu_name=machine.gpu_name,
+        compute_capability=machine.compute_capability,
+        cuda_driver=machine.cuda_driver,
+        l4t=machine.l4t,
+        profile=profile,
+        flags=flags_of(options, profile),
+    )
+
+
+def _cache_folder(kind: str) -> Path:
+    """A folder of the cache for what lies beside the engines."""
+    from fundus_rt.models.cache_folder import cache_folders, trusted_writable_folder
+
+    return trusted_writable_folder(cache_folders(kind), _say)
+
+
+def _say(message: str) -> None:
+    """One line on standard error."""
+    click.echo(message, err=True)
+
+
+@contextmanager
+def _progress_line() -> Iterator[tuple[Callable[[str], None], Callable[[BuildProgress], None] | None]]:
+    """How to say a line, and how to show progress: on a terminal in a line that is drawn over; elsewhere None, and a line is
+    said every 15 seconds."""
+    if not sys.stderr.isatty():
+        yield _say, None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True,
+    ) as line:  # fmt: skip
+        task = line.add_task("Reading the network", total=None)
+
+        def say(message: str) -> None:
+            line.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+        def show(progress: BuildProgress) -> None:
+            line.update(task, description=progress.phase[:80], total=1.0, completed=progress.fraction or 0.0)
+
+        yield say, show

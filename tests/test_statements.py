@@ -1,0 +1,151 @@
+"""Lists of classes inside a file and beside it, whatever wrote them, held against the card; never guessed, never passed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fundus_rt.benchmarks.conversion_case import ConversionCase
+from fundus_rt.converters.architecture import identify_architecture
+from fundus_rt.converters.checkpoint import read_checkpoint
+from fundus_rt.converters.class_order import class_order, in_another_order
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import UnsupportedCheckpointError
+from tests.test_foreign_onnx import classifier, onnx, ordinary
+from tests.test_onnx_from_checkpoint import convert
+
+ORDER = ("drusen", "normal", "glaucoma")
+CARD = ConversionCase("x", "x", "x", ("onnx", "saved-model"), lambda *_: Path(), 32, 32, 3).card(32)
+
+
+def card_with(*labels: str) -> ModelCard:
+    output = dataclasses.replace(CARD.outputs[0], task="multiclass", labels=labels, columns=None, activation=None)
+    return dataclasses.replace(CARD, outputs=(output,))
+
+
+FORMS: dict[str, Any] = {
+    "list": list(ORDER),
+    "columns by name": {"glaucoma": 2, "drusen": 0, "normal": 1},
+    "names by column": {2: "glaucoma", 0: "drusen", 1: "normal"},
+    "names by column, as JSON has them": {"2": "glaucoma", "0": "drusen", "1": "normal"},
+    "JSON": json.dumps(ORDER),
+    "JSON of columns": json.dumps({"normal": 1, "glaucoma": 2, "drusen": 0}),
+    "Python": "{0: 'drusen', 1: 'normal', 2: 'glaucoma'}",
+    "lines": "drusen\nnormal\nglaucoma\n",
+    "numbered lines": "1 normal\r\n0 drusen\r\n2 glaucoma\r\n",
+    "lines with a colon": "0: drusen\n1: normal\n2: glaucoma",
+    "commas": "drusen, normal, glaucoma",
+}
+NO_ORDER: dict[str, Any] = {
+    "training labels": [0, 1, 1, 0],
+    "a name of each picture": ["normal", "normal", "drusen"],
+    "a gap": {"normal": 0, "drusen": 2},
+    "a column twice": {"normal": 0, "drusen": 0},
+    "one name": "drusen",
+    "code": "{__import__('os').getcwd(): 0, 'b': 1}",
+    "nothing": None,
+    "nested": "[[[[1]]]]",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_way_of_writing_an_order_down_is_read(form: str) -> None:
+    assert class_order(FORMS[form]) == ORDER
+
+
+@pytest.mark.parametrize("form", NO_ORDER)
+def test_what_is_no_order_is_none(form: str) -> None:
+    assert class_order(NO_ORDER[form]) == ()
+
+
+def test_orders_differ_where_the_same_names_change_places() -> None:
+    assert in_another_order(("Normal", "AMD"), ("amd", "normal"))
+    assert not in_another_order(("Normal", "AMD"), ("normal ", "amd"))
+    assert not in_another_order(("normal", "amd"), ("healthy", "ill"))
+    assert not in_another_order(("normal", "amd"), ())
+
+
+BESIDE = {
+    "config.json": json.dumps({"id2label": {str(i): name for i, name in enumerate(ORDER)}}),
+    "config.json of timm": json.dumps({"pretrained_cfg": {"label_names": ORDER}}),
+    "config.json, columns by name": json.dumps({"label2id": {name: i for i, name in enumerate(ORDER)}}),
+    "class_indices.json": json.dumps({name: i for i, name in enumerate(ORDER)}),
+    "labels.txt": "0 drusen\n1 normal\n2 glaucoma\n",
+}
+
+
+def refused(path: Path) -> None:
+    """The card's own order is refused; the file's, and names of another kind, are not."""
+    with pytest.raises(UnsupportedCheckpointError, match="Give --labels 'drusen,normal,glaucoma'"):
+        identify_architecture(read_checkpoint(path), card_with("normal", "drusen", "glaucoma"))
+    assert identify_architecture(read_checkpoint(path), card_with("Drusen", "Normal", "Glaucoma")).columns == 3
+    assert identify_architecture(read_checkpoint(path), card_with("a", "b", "c")).columns == 3
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("folder", [".", "onnx"])
+def test_the_order_beside_a_graph_counts(tmp_path: Path, name: str, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    path = classifier(tmp_path / folder / "model.onnx", *ordinary())
+    (tmp_path / name.split()[0].rstrip(",")).write_text(BESIDE[name])
+    refused(path)
+
+
+@pytest.mark.parametrize("key", ["names", "classes", "id2label"])
+def test_the_order_in_the_metadata_of_a_graph_counts(tmp_path: Path, key: str) -> None:
+    path = classifier(tmp_path / "model.onnx", *ordinary())
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {key: str(dict(enumerate(ORDER))), "stride": "32"})
+    onnx.save(model, str(path))
+    refused(path)
+    assert "drusen, normal, glaucoma" in " ".join(convert(path, card_with(*ORDER), tmp_path / "shipped.onnx").notes)
+    onnx.helper.set_model_props(model, {key: str(list(ORDER)), "class_names": "normal,drusen,glaucoma"})
+    onnx.save(model, str(path))
+    with pytest.raises(UnsupportedCheckpointError, match="which order holds cannot be told"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", ["idx_to_class", "labels", "id2label", "label_map", "class_to_idx", "target_names"])
+def test_the_order_in_a_file_of_torch_counts(tmp_path: Path, key: str) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"conv.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(3, 4)}
+    names = {name: i for i, name in enumerate(ORDER)} if key == "class_to_idx" else list(ORDER)
+    torch.save({"model": state, key: names}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").classes == ORDER
+    torch.save({"model": state, key: names, "hyper_parameters": {"class_names": list(ORDER[::-1])}}, tmp_path / "x.pth")
+    with pytest.raises(UnsupportedCheckpointError, match="lists its classes twice"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_the_order_in_the_header_of_safetensors_counts(tmp_path: Path) -> None:
+    numpy_format = pytest.importorskip("safetensors.numpy")
+    state = {"conv.weight": np.ones((4, 3, 3, 3), np.float32)}
+    numpy_format.save_file(state, str(tmp_path / "x.safetensors"), metadata={"format": "pt", "class_names": json.dumps(ORDER)})
+    assert read_checkpoint(tmp_path / "x.safetensors").classes == ORDER
+
+
+def test_the_order_in_the_folder_of_a_saved_model_counts(tmp_path: Path) -> None:
+    make = pytest.importorskip("tests.make_checkpoints")
+    tensorflow = pytest.importorskip("tensorflow")
+
+    class Network(tensorflow.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.head = tensorflow.Variable(np.ones((3, 3), np.float32))
+
+        @tensorflow.function(input_signature=[tensorflow.TensorSpec([None, 32, 32, 3], tensorflow.float32)])  # type: ignore[untyped-decorator]
+        def __call__(self, images: Any) -> Any:
+            return tensorflow.reduce_mean(images, axis=(1, 2)) @ self.head
+
+    assert make is not None
+    network = Network()
+    tensorflow.saved_model.save(network, str(tmp_path / "net"), signatures=network.__call__)
+    for place in (tmp_path / "net" / "assets" / "labels.txt", tmp_path / "labels.txt"):
+        place.write_text("drusen\nnormal\nglaucoma\n")
+        refused(tmp_path / "net")
+        place.unlink()
+    assert identify_architecture(read_checkpoint(tmp_path / "net"), card_with("normal", "drusen", "glaucoma")).columns == 3

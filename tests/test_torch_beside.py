@@ -1,0 +1,110 @@
+"""What training scripts leave beside a network: used, refused, or left aside with a word; nothing goes without one."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fundus_rt.converters.checkpoint import Checkpoint, read_checkpoint
+from fundus_rt.models.errors import UnsupportedCheckpointError
+
+torch = pytest.importorskip("torch")
+
+STATE = {"conv.weight": torch.arange(12.0).reshape(4, 3, 1, 1), "fc.weight": torch.ones(2, 4), "fc.bias": torch.zeros(2)}
+
+
+def reading(folder: Path, beside: dict[str, Any], trust: bool = False) -> Checkpoint:
+    torch.save({"model": STATE} | beside, folder / "x.pth")
+    return read_checkpoint(folder / "x.pth", trust)
+
+
+LOST: dict[str, tuple[dict[str, Any], str]] = {
+    "scaler of a target": ({"target_scaler": {"mean": torch.ones(1), "scale": torch.ones(1)}}, r"target_scaler\.scale \[1\]"),
+    "scaler, but of a target": ({"scaler": {"mean": torch.ones(2), "scale": torch.ones(2)}}, r"scaler\.mean \[2\]"),
+    "weights called a metric": ({"metric": {"weight": torch.ones(2, 4)}}, r"metric\.weight \[2, 4\]"),
+    "weights among options": ({"config": {"proj.weight": torch.ones(2, 2)}}, r"config\.proj\.weight"),
+    "weights of a criterion": ({"criterion": {"arcface.weight": torch.ones(2, 4)}}, r"criterion\.arcface\.weight"),
+    "best thresholds by name": ({"optimal_head": {"weight": torch.ones(2, 2)}}, r"optimal_head\.weight"),
+    "head in numpy": ({"head": {"weight": np.ones((2, 4), np.float32), "bias": np.ones(2)}}, r"head\.weight \[2, 4\]"),
+    "calibration in numpy": ({"calibration": {"W": np.eye(2)}}, r"calibration\.W \[2, 2\]"),
+    "simple namespace": ({"extra": types.SimpleNamespace(head=torch.ones(2, 4))}, r"extra\.head \[2, 4\]"),
+}
+
+
+@pytest.mark.parametrize("trust", [False, True])
+@pytest.mark.parametrize("name", LOST)
+def test_what_may_be_a_part_of_the_network_is_not_dropped(tmp_path: Path, name: str, trust: bool) -> None:
+    beside, expected = LOST[name]
+    with pytest.raises(UnsupportedCheckpointError, match=rf"lie outside .*{expected}"):
+        reading(tmp_path, beside, trust)
+
+
+def test_what_training_alone_needs_is_left_aside(tmp_path: Path) -> None:
+    network = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    beside = {
+        "optimizer": optimizer.state_dict(),
+        "optim_state": {"fc.weight": {"exp_avg": torch.ones(2, 4)}},
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 3).state_dict(),
+        "scaler": torch.amp.GradScaler("cpu").state_dict() | {"_growth_tracker": torch.zeros(2, dtype=torch.int32)},
+        "amp_scaler": {"scale": torch.ones(1)},
+        "criterion": {"pos_weight": torch.ones(2)},
+        "metrics": {"confusion": torch.ones(2, 2)},
+        "confusion_matrix": np.ones((2, 2)),
+        "val_predictions": np.ones((9, 2), np.float32),
+        "np_rng_state": np.random.RandomState(0).get_state(),
+        "val_auc": np.linspace(0, 1, 5),
+        "counts": np.arange(6).reshape(2, 3),
+        "epoch": 3,
+        "lr": 1e-4,
+        "val_loss_mean": 0.3,
+        "args": argparse.Namespace(temperature=0.07, warmup=torch.ones(2)),
+    }
+    found = reading(tmp_path, beside)
+    assert set(found.shapes) == set(STATE) and found.warnings == ()
+    aside = next(note for note in found.notes if note.startswith("training state")).rpartition(": ")[2].split(", ")
+    assert {"optimizer", "optim_state", "scaler", "amp_scaler", "criterion", "metrics", "args"} <= set(aside)
+    assert "arrays beside the network, left aside: val_auc, counts" in found.notes
+
+
+TELLING: dict[str, tuple[dict[str, Any], str]] = {
+    "of the age": ({"age_mean": 55.25, "age_std": 17.5}, "age_mean = 55.25, age_std = 17.5"),
+    "of numpy": ({"age_mean": np.float64(55.25), "age_std": np.float32(17.5)}, "age_mean = 55.25, age_std = 17.5"),
+    "in a dictionary": (
+        {"target_scaler": {"mean": 55.25, "scale": 17.5}},
+        "target_scaler.mean = 55.25, target_scaler.scale = 17.5",
+    ),
+    "temperature": ({"temperature": 1.75}, "temperature = 1.75"),
+    "thresholds": ({"thresholds": [0.25, 0.5]}, "thresholds.0 = 0.25, thresholds.1 = 0.5"),
+    "tensors": ({"target_mean": torch.tensor(55.25)}, "target_mean = 55.25"),
+    "array": ({"target_std": np.ones(1)}, "target_std (an array)"),
+}
+
+
+@pytest.mark.parametrize("name", TELLING)
+def test_numbers_that_an_answer_may_need_are_warned_of(tmp_path: Path, name: str) -> None:
+    beside, expected = TELLING[name]
+    for trust in (False, True):
+        (warning,) = reading(tmp_path, beside, trust).warnings
+        assert f"the file holds {expected}, which was not used" in warning and "--standardised" in warning
+
+
+def test_a_better_network_beside_the_last_is_warned_of(tmp_path: Path) -> None:
+    better = {name: tensor + 1 for name, tensor in STATE.items()}
+    (warning,) = reading(tmp_path, {"best_model": better}).warnings
+    assert "best_model was not used" in warning
+    assert reading(tmp_path, {"student": better}).warnings == ()
+
+
+def test_the_preprocessing_in_the_options_is_handed_on(tmp_path: Path) -> None:
+    options = argparse.Namespace(mean=[0.5, 0.5, 0.5], std=(0.25, 0.25, 0.25), interpolation="bicubic", lr=0.1)
+    stated = reading(tmp_path, {"args": options}).stated_preparation
+    assert stated == {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
+    assert reading(tmp_path, {"normalization": {"mean": [0.5] * 3, "std": [0.5] * 3}}).stated_preparation["std"] == [0.5] * 3
