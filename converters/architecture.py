@@ -129,7 +129,7 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | 
         )
     from fundus_rt.converters.statements import held_against_statements
 
-    return held_against_statements(checkpoint, card, architecture)
+    return held_against_statements(checkpoint, card, architecture, named or "")
 
 
 def _identify(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:

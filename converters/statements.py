@@ -27,6 +27,8 @@ LISTS = (*(f"{name}.json" for name in _LISTS.split()), "labels.txt", "classes.tx
 """Files that hold nothing but the names of the classes."""
 INNER_FOLDERS = ("onnx", "saved_model")
 """Folders inside the one with the configuration, where the Hugging Face hub has exported graphs."""
+USUAL_OPTIONS = ("avg", "token", 1e-5)
+"""Values of such options that timm's networks mostly have by themselves."""
 LARGEST_CONFIG = 1 << 20
 """Bytes; a configuration has some thousand."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
@@ -47,11 +49,19 @@ def read_beside(path: Path, name: str) -> tuple[dict[str, Any], str]:
     )
 
 
-def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Architecture) -> Architecture:
-    """An architecture with a warning for everything that configurations beside the file say and the card prepares otherwise.
+def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Architecture, named: str = "") -> Architecture:
+    """An architecture with a warning for everything that the file and configurations beside it say and the card prepares
+    otherwise.
+
+    Args:
+        checkpoint: the file.
+        card: what prepares its pictures and names its classes.
+        found: the network.
+        named: what the caller calls it, with arguments or as a function of his own; empty when he does not.
 
     Raises:
-        UnsupportedCheckpointError: the card has its labels in another order than the file, or a list beside it.
+        UnsupportedCheckpointError: the card has its labels in another order than the file, or a list beside it; the file was
+            trained with options that change its answers, and no arguments are named.
     """
     config, unread = read_beside(checkpoint.path, CONFIG)
     images, unread_too = read_beside(checkpoint.path, PREPROCESSOR)
@@ -67,7 +77,7 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
     resample = images.get("resample")
     filtered = RESAMPLE.get(resample) if isinstance(resample, int) else None
     warnings += preparation_warnings(f"{PREPROCESSOR} beside the checkpoint", card, mean, std, filtered)
-    warnings += _option_warnings(checkpoint, card)
+    warnings += _option_warnings(checkpoint, card, named)
     return replace(found, warnings=(*found.warnings, *warnings)) if warnings else found
 
 
@@ -98,7 +108,7 @@ def preparation_warnings(source: str, card: ModelCard, mean: Any, std: Any, filt
     return found
 
 
-def _option_warnings(checkpoint: Checkpoint, card: ModelCard) -> list[str]:
+def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str) -> list[str]:
     """What the training options in the file say otherwise than the card, or of the network and no tensor shows."""
     said, source = dict(checkpoint.stated_preparation), f"{checkpoint.path.name} itself"
     filtered = str(said.pop("interpolation", "")).lower()
@@ -111,12 +121,14 @@ def _option_warnings(checkpoint: Checkpoint, card: ModelCard) -> list[str]:
                 f"{source} says pictures of {' x '.join(map(str, numbers))} pixels, the card {card.name!r} prepares "
                 f"{' x '.join(map(str, card.preprocessing.input_size))}"
             )
-    if said:
-        options = ", ".join(f"{key} = {value!r}"[:60] for key, value in said.items())
-        found.append(
-            f"{source} has the options {options}, which no tensor shows and which only --architecture applies: if the network "
-            f"was trained with them, name it with them, as in timm/NAME?global_pool=max"
+    options = ", ".join(f"{key} = {value!r}"[:60] for key, value in said.items() if value not in USUAL_OPTIONS)
+    if options and checkpoint.module is None and "?" not in named and ":" not in named:
+        raise UnsupportedCheckpointError(
+            f"{source} says that it was trained with {options}, which no tensor shows and which changes every answer. Name the "
+            f"network with it: --architecture timm/NAME?global_pool=max, or a function of your own that builds it"
         )
+    if options:
+        found.append(f"{source} says that it was trained with {options}: {named} has to say so too")
     return found
 
 

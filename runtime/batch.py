@@ -159,6 +159,7 @@ def row_key(item: Item, digest: str, pipeline: Pipeline, options: AnswerOptions)
     parts = [
         os.path.abspath(item.path), digest, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
         str(options.mirrored_by_source), str(pipeline.checks), pipeline.backend.name, pipeline.backend.device,
+        pipeline.backend.provider,
     ]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

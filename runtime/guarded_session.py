@@ -29,7 +29,9 @@ CANARY_EVERY = 500
 """Answered pictures after which the two known ones are asked for again."""
 
 
-def open_guarded(model: str | Path, backend: str = "auto", device: str = "cpu", threads: int | None = None) -> GuardedSession:
+def open_guarded(
+    model: str | Path, backend: str = "auto", device: str = "cpu", threads: int | None = None, provider: str = "auto"
+) -> GuardedSession:
     """Open a model on the backend that is asked for, with a guard before it.
 
     Args:
@@ -39,14 +41,15 @@ def open_guarded(model: str | Path, backend: str = "auto", device: str = "cpu", 
             said in every result.
         device: ``cpu`` or ``cuda:N``. A GPU that is asked for and not there is an error, with ``auto`` too.
         threads: threads of one inference on a CPU; None for all cores.
+        provider: of ONNX Runtime; any other than ``auto`` makes the backend ``auto`` take ONNX Runtime.
 
     Raises:
         As `open_session`; CanaryError.
     """
     if backend != "auto":
-        return GuardedSession(open_session(model, backend, device, threads))
-    if device == "cpu":
-        return GuardedSession(open_session(model, "onnxruntime", device, threads))
+        return GuardedSession(open_session(model, backend, device, threads, provider))
+    if device == "cpu" or provider != "auto":
+        return GuardedSession(open_session(model, "onnxruntime", device, threads, provider))
     if resolve_model(model).suffix == ENGINE_SUFFIX:
         return GuardedSession(open_session(model, "tensorrt", device, threads))
 
@@ -145,13 +148,19 @@ class GuardedSession:
 
         return self._guarded(ask, 1)
 
+    def frame_buffer(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Zeros, uint8 [height, width, 3], for a camera to write into: what `run_frame` reads fastest."""
+        if self._session.takes_frames:
+            return cast(FrameSession, self._session).frame_buffer(height, width)
+        return np.zeros((height, width, 3), np.uint8)
+
     def close(self) -> None:
         """Release the network."""
         self._session.close()
 
     def _guarded(self, ask: Callable[[Session], dict[str, NDArray[np.float32]]], count: int) -> dict[str, NDArray[np.float32]]:
         if self._stopped is not None:
-            raise self._stopped
+            raise type(self._stopped)(str(self._stopped))
         session = self._session
         try:
             answers = ask(session)
@@ -166,7 +175,7 @@ class GuardedSession:
             if isinstance(error, (DeviceLostError, DeviceMemoryError)) and self._may_continue(error, session):
                 return self._guarded(ask, count)
             if isinstance(error, StoppedError):
-                self._stopped = error
+                self._stopped = type(error)(str(error))  # without the traceback, which would keep the device's memory
             raise
         return answers
 

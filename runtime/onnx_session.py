@@ -70,7 +70,7 @@ class OnnxRuntimeSession:
         if not on_cpu:
             self._session = open_on_provider(ort, path, self.provider, index, self.settings, self.card)
         self._outputs = [output.name for output in self.card.outputs]
-        self.backend = BackendInfo("onnxruntime", device, ort.__version__)
+        self.backend = BackendInfo("onnxruntime", device, ort.__version__, self.provider)
 
     def run(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """Answer a batch, see `fundus_rt.runtime.session.Session.run`."""

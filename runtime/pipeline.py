@@ -64,6 +64,7 @@ class Pipeline:
         device: str = "cpu",
         threads: int | None = None,
         check: bool = True,
+        provider: str = "auto",
     ) -> None:
         """Open `model`.
 
@@ -74,17 +75,18 @@ class Pipeline:
             threads: threads of one inference; None for all cores.
             check: have the acquisition model look at every picture, so that what is no fundus photograph, or the other
                 eye than a source says, is refused. A model that mirrors left eyes always asks it.
+            provider: of ONNX Runtime: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
 
         Raises:
             CardError, ModelFileError, BackendUnavailableError: see `open_guarded`.
         """
-        self._session: GuardedSession = open_guarded(model, backend, device, threads)
+        self._session: GuardedSession = open_guarded(model, backend, device, threads, provider)
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(model, self.card)
         self._buffers = threading.local()
         self.checks = check and not self._mirrors and self.card.name != ACQUISITION
         wanted = self._mirrors or self.checks
-        self._acquisition = open_guarded(ACQUISITION, backend, device, threads) if wanted else None
+        self._acquisition = open_guarded(ACQUISITION, backend, device, threads, provider) if wanted else None
 
     @property
     def standing_warnings(self) -> tuple[str, ...]:
@@ -196,6 +198,13 @@ class Pipeline:
             picture.timing_ms["total"] = sum(picture.timing_ms.values())
             results.append(self._result(picture, outputs))
         return results
+
+    def frame_buffer(self, height: int, width: int) -> Frame:
+        """Zeros, uint8 [height, width, 3], for a camera to write its frames into: on a GPU they are sent without a copy first.
+
+        It must not be written while it is being answered.
+        """
+        return self._session.frame_buffer(height, width)
 
     @property
     def backend(self) -> BackendInfo:

@@ -46,7 +46,7 @@ class Csv:
         self._columns = [
             "file", "sha256", "error",
             "model.name", "model.sha256", "model.precision", "model.certificate",
-            "backend.name", "backend.device", "backend.version",
+            "backend.name", "backend.device", "backend.version", "backend.provider",
             "eye.value", "eye.source", "eye.mirrored",
             "field_of_view.center.x", "field_of_view.center.y", "field_of_view.radius", "field_of_view.cut",
             "field_of_view.found",

@@ -30,6 +30,8 @@ class BackendInfo:
     name: str
     device: str
     version: str
+    provider: str = ""
+    """Of ONNX Runtime: its name of the execution provider that was granted."""
 
 
 class Session(Protocol):
@@ -83,6 +85,10 @@ class FrameSession(Session, Protocol):
         """
         ...
 
+    def frame_buffer(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Zeros, uint8 [height, width, 3], in memory that `run_frame` sends on without a copy on the host."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
@@ -112,7 +118,9 @@ def resolve_model(model: str | Path) -> Path:
     return bundled_file(load_card(str(model)))
 
 
-def open_session(model: str | Path, backend: str = "onnxruntime", device: str = "cpu", threads: int | None = None) -> Session:
+def open_session(
+    model: str | Path, backend: str = "onnxruntime", device: str = "cpu", threads: int | None = None, provider: str = "auto"
+) -> Session:
     """Open a model file on a backend, as it is; `fundus_rt.runtime.guarded_session.open_guarded` also chooses and guards.
 
     Args:
@@ -121,6 +129,7 @@ def open_session(model: str | Path, backend: str = "onnxruntime", device: str = 
         backend: ``onnxruntime`` or ``tensorrt``.
         device: ``cpu`` or ``cuda:N``.
         threads: threads that one `Session.run` may use on a CPU; None for all cores that this process may use.
+        provider: of ONNX Runtime, see `fundus_rt.runtime.onnx_session.OnnxRuntimeSession`.
 
     Raises:
         ModelFileError: the file is not ONNX, carries no card, or its graph and card disagree.
@@ -131,6 +140,8 @@ def open_session(model: str | Path, backend: str = "onnxruntime", device: str = 
         raise BackendUnavailableError(f"backend {backend!r} is not known, expected one of {', '.join(BACKENDS)}")
     path = resolve_model(model)
     if backend == "tensorrt":
+        if provider != "auto":
+            raise BackendUnavailableError(f"the provider {provider!r} is ONNX Runtime's; say --backend onnxruntime with it")
         from fundus_rt.runtime.tensorrt_session import TensorRTSession
 
         return TensorRTSession(path, device=device)
@@ -138,12 +149,24 @@ def open_session(model: str | Path, backend: str = "onnxruntime", device: str = 
         raise BackendUnavailableError(f"{path.name} is a TensorRT engine; open it with --backend tensorrt --device cuda:0")
     from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 
-    return OnnxRuntimeSession(path, device=device, threads=threads or usable_cores())
+    return OnnxRuntimeSession(path, device=device, threads=threads or usable_cores(), provider=provider)
 
 
 def identify_model(model: str | Path, card: ModelCard) -> ModelIdentity:
     """Name, SHA-256 and precision of the file behind `model`."""
     return ModelIdentity(card.name, sha256_of_file(resolve_model(model)), str(card.provenance.get("precision", "fp32")))
+
+
+def cuda_index(device: str) -> int:
+    """The number of a GPU: 1 for ``cuda:1``.
+
+    Raises:
+        BackendUnavailableError: not of the form ``cuda:N``.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not index.isdigit():
+        raise BackendUnavailableError(f"TensorRT runs on an NVIDIA GPU: got device {device!r}, expected cuda:N")
+    return int(index)
 
 
 def usable_cores() -> int:

@@ -19,7 +19,7 @@ from fundus_rt.runtime.cuda_memory import PinnedMemory
 from fundus_rt.runtime.engine_slot import EngineSlot
 from fundus_rt.runtime.fused_kernel import FusedPreprocessor
 from fundus_rt.runtime.machine import machine_identity
-from fundus_rt.runtime.session import BackendInfo, Batch, Box, require_input
+from fundus_rt.runtime.session import BackendInfo, Batch, Box, cuda_index, require_input
 from fundus_rt.runtime.tensorrt_engine import RECEIPT, Engine, find_engine, open_engine
 
 
@@ -57,7 +57,7 @@ class TensorRTSession:
         self._dead: FundusRtError | None = None
         self._warnings: tuple[str, ...] = ()
         self._frame_buffers: weakref.WeakSet[PinnedMemory] = weakref.WeakSet()
-        index = _index(device)
+        index = cuda_index(device)
         found = find_engine(Path(path), machine_identity(index))
         self._device = CudaDevice(index)
         try:
@@ -65,6 +65,8 @@ class TensorRTSession:
             self._engine: Engine | None = open_engine(found)
             self.card: ModelCard = self._engine.card
             self.backend = BackendInfo(self._engine.library.flavour, self._device.name, self._engine.library.version)
+            if "tf32" in self._engine.record.key.flags:
+                self._say("products of float32 are rounded to 10 bits (TF32): the engine was built so")
             self.takes_frames = self._can_take_frames()
             self._idle.append(EngineSlot(self._device, self._engine, self._say))
         except BaseException:
@@ -249,13 +251,6 @@ class TensorRTSession:
         with self._free:
             if sentence not in self._warnings:
                 self._warnings += (sentence,)
-
-
-def _index(device: str) -> int:
-    kind, _, index = device.partition(":")
-    if kind != "cuda" or not index.isdigit():
-        raise BackendUnavailableError(f"TensorRT runs on an NVIDIA GPU: got device {device!r}, expected cuda:N")
-    return int(index)
 
 
 def _joined(parts: list[Answers], card: ModelCard) -> Answers:

@@ -170,6 +170,20 @@ def test_an_engine_for_another_machine_is_built_with_no_gpu(model: Path, cache: 
     assert not (cache / "engines").exists()
 
 
+def test_the_portable_form_needs_no_tensorrt(cache: Path, tmp_path: Path) -> None:
+    """The network with its frame head, which ONNX Runtime runs as it is."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    target = tmp_path / "acquisition.frames.onnx"
+    assert "two filter matrices" in called("acquisition", "-o", target).stdout
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["frame", "row_filter", "column_filter"]
+    assert {"eye", "receipt", "receipt_network", "receipt_filters"} <= {output.name for output in session.get_outputs()}
+    with pytest.raises(UsageError, match="exists"):
+        called("acquisition", "-o", target)
+    with pytest.raises(UsageError, match="the model itself"):
+        called(ACQUISITION, "-o", ACQUISITION, "--force")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

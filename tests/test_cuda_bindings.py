@@ -1,6 +1,7 @@
 """NVIDIA's real bindings: every name that is used is there, and what is passed reaches the driver.
 
-For the second, a driver's library of host memory is compiled from C and found in the place of ``libcuda.so.1`` by a process of its own.
+For the second, a driver's library of host memory is compiled from C, and a process of its own finds it in the place of
+``libcuda.so.1``.
 """
 
 from __future__ import annotations

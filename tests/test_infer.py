@@ -123,7 +123,7 @@ def test_a_picture_of_30000_by_30000_does_not_take_the_memory(tmp_path: Path) ->
         (("x.jpg", "--model", "joir-age"), "fundus-rt convert CHECKPOINT --card joir-age"),
         (("x.jpg", "--model", "joir-agee"), "Did you mean"),
         (("x.jpg", "--model", "none.onnx"), "does not exist"),
-        (("x.jpg", "--device", "cuda:0"), "cuda"),
+        (("x.jpg", "--device", "cuda:0"), "CUDA"),
         (("x.jpg", "--eye", "both"), "both"),
         (("x.jpg", "--output", "no/such/folder/r.jsonl"), "does not exist"),
         (("--list", "none.csv"), "cannot be read"),

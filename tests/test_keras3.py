@@ -100,7 +100,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rescaling_and_normalization_are_exported_as_keras_computes_them(tmp_path: Path, small: Path) -> None:
     shutil.copy(small, tmp_path / "small.bin")
     checkpoint = read_checkpoint(tmp_path / "small.bin")
-    network = keras3_export.Keras3Network(keras3_export.build_keras3(checkpoint, "a test's network"), (16, 16))
+    network = keras3_export.Keras3Network(
+        keras3_export.build_keras3(checkpoint, "a test's network"), (16, 16), lambda model: None
+    )
     images = np.random.default_rng(0).uniform(0, 255, (3, 16, 16, 3)).astype(np.float32)
     model = network.graph()
     (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images})
@@ -377,6 +379,6 @@ def test_layers_and_activations_of_keras_3_alone_convert(tmp_path: Path) -> None
     original.save(tmp_path / "x.keras")
     images = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
     loaded = keras3_export.build_keras3(read_checkpoint(tmp_path / "x.keras"), "a test's network")
-    model = keras3_export.Keras3Network(loaded, (16, 16)).graph()
+    model = keras3_export.Keras3Network(loaded, (16, 16), lambda model: None).graph()
     (answered,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"images": images})
     np.testing.assert_allclose(answered, original.predict(images, verbose=0), atol=1e-5)

@@ -145,6 +145,18 @@ def test_ends_whose_numbers_have_no_known_meaning_are_refused(tmp_path: Path, en
         identified(path, 5)
 
 
+def test_probabilities_that_an_operation_changes_are_told_by_the_graph(tmp_path: Path) -> None:
+    """Twice one minus a softmax is no probability; one minus it is one, of its own."""
+    path = file_of(
+        network_with(lambda layers, found: 2.0 * (1.0 - layers.Dense(5, activation="softmax")(found))), tmp_path / "x.h5"
+    )
+    found = identified(path, 5)
+    assert found.activation is None
+    with pytest.raises(UnsupportedCheckpointError, match="applies softmax and then an operation, then an operation: for classes"):
+        found.build().graph()
+    assert identified(path, 5, activation="none").build().graph().graph.output
+
+
 def test_the_cards_word_settles_what_the_numbers_are(tmp_path: Path) -> None:
     """Probabilities in per cent, used as they are because the card says so."""
     path = file_of(network_with(percent), tmp_path / "x.h5")

@@ -11,6 +11,7 @@ import pytest
 
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network
 from fundus_rt.converters.checkpoint import Checkpoint
+from fundus_rt.converters.conversion_report import proof_warnings
 from fundus_rt.converters.output_meaning import output_notes, output_warnings, require_logits, resolved_card
 from fundus_rt.converters.parity import OutputDifference, Reference, compare_shipped
 from fundus_rt.models.card import ModelCard, OutputSpec
@@ -136,6 +137,20 @@ def test_an_activation_is_not_applied_to_what_already_looks_like_probabilities(t
     require_logits(given, card, numbers(random.normal(size=(4, columns)) - 1), "x.pth")
     said = card_for(task, activation=card.outputs[0].activation)
     require_logits(said, resolved_card(said, network(columns, "none"), CHECKPOINT), likely, "x.pth")
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+def test_an_activation_that_the_card_asks_for_on_what_looks_like_probabilities_is_doubted(activation: str) -> None:
+    task = "multiclass" if activation == "softmax" else "binary"
+    columns = 5 if task == "multiclass" else 1
+    card = resolved_card(card_for(task, activation=activation), network(columns, "none"), CHECKPOINT)
+    random = np.random.default_rng(0)
+    for values, doubted in (
+        (random.uniform(0.02, 0.9, (4, columns)), activation != "none"),
+        (random.normal(0, 3, (9, 5)), False),
+    ):
+        found = proof_warnings(card, [], numbers(values))
+        assert any("lie between 0 and 1" in warning for warning in found) == doubted
 
 
 def test_a_sure_network_is_held_against_its_numbers_before_the_activation() -> None:

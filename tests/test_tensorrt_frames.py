@@ -254,7 +254,11 @@ def test_the_whole_way_from_a_photograph_to_its_result_is_that_of_the_cpu(
             assert said.outputs[name].decision == prediction.decision
             assert said.outputs[name].value == pytest.approx(prediction.value, abs=1e-4)
     assert machine.driver.done["kernel"] == 6, "both kernels for each photograph"
+    camera = on_gpu.frame_buffer(*frame.shape[:2])
+    camera[:] = frame
+    assert on_gpu(camera).outputs == said.outputs
     on_gpu.close()
+    del camera
     gc.collect()
     assert machine.driver.live() == {}
 

@@ -63,6 +63,11 @@ def test_it_is_opened_by_name_of_the_backend(machine: FakeMachine, tmp_path: Pat
     session.close()
 
 
+def test_an_engine_that_rounds_products_says_so(machine: FakeMachine, tmp_path: Path, tiny_sex: Path) -> None:
+    with TensorRTSession(engine_of(tiny_sex, tmp_path, flags=("tf32",))) as session:
+        assert "TF32" in session.warnings[0]
+
+
 def test_each_batch_size_is_recorded_once_and_then_launched(opened: Open, machine: FakeMachine) -> None:
     session = opened()
     driver = machine.driver

@@ -65,6 +65,8 @@ def test_what_training_alone_needs_is_left_aside(tmp_path: Path) -> None:
         "epoch": 3,
         "lr": 1e-4,
         "val_loss_mean": 0.3,
+        "max_epochs": 90,
+        "clip_max_norm": 1.0,
         "args": argparse.Namespace(temperature=0.07, warmup=torch.ones(2)),
     }
     found = reading(tmp_path, beside)
@@ -94,6 +96,21 @@ def test_numbers_that_an_answer_may_need_are_warned_of(tmp_path: Path, name: str
     for trust in (False, True):
         (warning,) = reading(tmp_path, beside, trust).warnings
         assert f"the file holds {expected}, which was not used" in warning and "--standardised" in warning
+
+
+class TargetScaler:
+    """As scikit-learn's: numbers in an object of its own, which only a trusted file may bring."""
+
+    def __init__(self) -> None:
+        self.mean_ = 55.25
+
+    def transform(self, numbers: np.ndarray) -> np.ndarray:
+        return numbers - self.mean_
+
+
+def test_a_scaler_that_a_trusted_file_brings_is_warned_of(tmp_path: Path) -> None:
+    (warning,) = reading(tmp_path, {"target": TargetScaler()}, True).warnings
+    assert "the file holds target (TargetScaler), which was not used" in warning
 
 
 def test_a_better_network_beside_the_last_is_warned_of(tmp_path: Path) -> None:

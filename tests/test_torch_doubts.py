@@ -99,19 +99,24 @@ def test_decisions_and_scaling_in_own_code_are_warned_of(tmp_path: Path, capfd: 
     assert "graph" not in capfd.readouterr().out
 
 
-def test_options_of_the_training_that_change_the_answer_are_warned_of(tmp_path: Path) -> None:
+def test_options_of_the_training_that_change_the_answer_are_not_passed_over(tmp_path: Path) -> None:
     torchvision = require_torchvision()
     torch.manual_seed(0)
     state = torchvision.models.resnet18(num_classes=3).state_dict()
     card = dataclasses.replace(card_for(3), families=("resnet-18",))
-    options = {"gp": "max", "bn_eps": 1e-2, "mean": [0.25] * 3, "std": [0.5] * 3, "img_size": 512, "interpolation": "lanczos"}
-    told = {}
-    for key, args in (("plain", {"gp": None, "lr": 0.1, "img_size": SIZE}), ("told", options)):
-        path = make.save_torch(tmp_path / f"{key}.pth", {"state_dict": state, "args": argparse.Namespace(**args)})
-        told[key] = " ".join(identify_architecture(read_checkpoint(path), card).warnings)
-    assert "itself" not in told["plain"]
-    for expected in ("gp = 'max', bn_eps = 0.01", "mean [0.25, 0.25, 0.25]", "pictures of 512 pixels", "lanczos filter"):
-        assert expected in told["told"]
+    options = {"mean": [0.25] * 3, "std": [0.5] * 3, "img_size": 512, "interpolation": "lanczos"}
+
+    def warnings_with(named: str | None = None, **args: Any) -> str:
+        path = make.save_torch(tmp_path / "x.pth", {"state_dict": state, "args": argparse.Namespace(**args)})
+        return " ".join(identify_architecture(read_checkpoint(path), card, named).warnings)
+
+    assert "itself" not in warnings_with(gp=None, lr=0.1, img_size=SIZE) + warnings_with(gp="avg", bn_eps=1e-5)
+    told = warnings_with(**options)
+    assert all(said in told for said in ("mean [0.25, 0.25, 0.25]", "pictures of 512 pixels", "lanczos filter"))
+    for named in (None, "timm/resnet18", "torchvision/resnet18"):
+        with pytest.raises(UnsupportedCheckpointError, match=r"trained with gp = 'max', bn_eps = 0\.01, .*--architecture"):
+            warnings_with(named, gp="max", bn_eps=1e-2)
+    assert "trained with gp = 'max'" in warnings_with("timm/resnet18?global_pool=max", gp="max")
 
 
 def test_buffers_that_a_network_computes_itself_may_be_in_the_file(tmp_path: Path) -> None:
@@ -151,3 +156,17 @@ def test_a_densenet_of_2017_has_its_own_names(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     np.testing.assert_allclose(found.build().answers(images), expected, atol=1e-5)
+
+
+def test_one_network_twice_is_called_so(tmp_path: Path) -> None:
+    """As Lightning saves it beside an average of its own: neither of them is the file's network."""
+    torchvision = require_torchvision()
+    state = torchvision.models.resnet18(num_classes=3).state_dict()
+    twice = {f"model.{name}": tensor for name, tensor in state.items()}
+    twice |= {f"ema_model.module.{name}": tensor + 1 for name, tensor in state.items()}
+    path = make.save_torch(tmp_path / "x.ckpt", {"state_dict": twice})
+    with pytest.raises(UnsupportedCheckpointError, match="one network twice, under 'model' and 'ema_model'"):
+        identify_architecture(read_checkpoint(path), dataclasses.replace(card_for(3), families=("resnet-18",)))
+    path = make.save_torch(tmp_path / "x.ckpt", {name: tensor for name, tensor in twice.items() if name != "model.fc.weight"})
+    with pytest.raises(UnsupportedCheckpointError, match="nearest, heads left out"):
+        identify_architecture(read_checkpoint(path), dataclasses.replace(card_for(3), families=("resnet-18",)))

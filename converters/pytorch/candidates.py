@@ -9,6 +9,7 @@ from typing import Any
 
 from fundus_rt.converters.backends import require, require_timm, require_torchvision
 from fundus_rt.converters.checkpoint import numbers_in
+from fundus_rt.converters.pytorch.torch_names import plain_names
 from fundus_rt.models.errors import BackendUnavailableError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -101,6 +102,12 @@ def _told_by_tensors(shapes: Shapes) -> str:
             "a segmentation network (an encoder and a decoder without any linear layer, as U-Nets have), which answers for "
             "every pixel; only networks that answer with a row of numbers per picture are supported"
         )
+    copies = _two_copies(shapes)
+    if copies is not None:
+        return (
+            f"one network twice, under {copies[0]!r} and {copies[1]!r} (the last step's and an average, for example); save the "
+            f"state_dict of the one that was evaluated"
+        )
     try:
         found = _compared(shapes, REFERENCES)
         found = _compared(shapes, _variants(found[0])) + found if found[0].share >= LEAST else found
@@ -118,6 +125,19 @@ def _told_by_tensors(shapes: Shapes) -> str:
         f"a network that its tensors alone do not settle; the nearest, heads left out: {listing}{_twins(best)}; say which it is, "
         f"for example with --architecture {found[0].name}, or {OWN}"
     )
+
+
+def _two_copies(shapes: Shapes) -> tuple[str, str] | None:
+    """First parts of the names under which a file holds the same network twice (a last step and its average)."""
+    parts: dict[str, Shapes] = {}
+    for name, shape in shapes.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = shape
+    if len(parts) != 2:
+        return None
+    (first, one), (second, other) = parts.items()
+    plain = [{short: held[name] for name, short in plain_names(held)[0].items()} for held in (one, other)]
+    return (first, second) if len(one) > 1 and plain[0] == plain[1] else None
 
 
 def looks_like_segmentation(shapes: Shapes) -> bool:

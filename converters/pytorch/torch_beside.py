@@ -18,10 +18,11 @@ TRAINING_STATE = ("sched", "loss_fn", "criterion", "callbacks", "loops")
 """Parts of the keys of what training alone needs."""
 TRAINING_WORDS = {"amp", "args", "cfg", "config", "hparams", "history", "hyper", "log", "logs", "losses", "meta", "metric"}
 TRAINING_WORDS |= {"message", "metrics", "opt", "options", "random", "rng", "confusion", "confmat", "predictions", "preds", "roc"}
+TRAINING_WORDS |= {"pred", "probs", "probabilities", "targets"}
 """Words that such keys consist of: options, records and the states of random generators."""
 COMMON_WORDS = {"best", "cpu", "cuda", "curve", "dict", "generator", "hub", "matrix", "native", "np", "numpy", "parameters"}
 COMMON_WORDS |= {"params", "python", "scaling", "state", "states", "test", "torch", "train", "training", "val", "valid"}
-COMMON_WORDS |= {"validation"}
+COMMON_WORDS |= {"validation", "true", "y"}
 """Words that may stand beside those."""
 GRAD_SCALER_WORDS = {
     "scaler",

@@ -16,8 +16,9 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fundus_rt.converters.architecture import Architecture, Network
 from fundus_rt.converters.backends import quiet_standard_error, quiet_tracing, require, require_keras
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.keras3_files import WEIGHTS, walk_objects
+from fundus_rt.converters.tensorflow.keras_ending import ending_of
 from fundus_rt.converters.tensorflow.keras_export import OPSET, garbage_collected_often, keras_answers, require_columns
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, UnsupportedCheckpointError
@@ -54,10 +56,13 @@ def identify_keras3(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
                 f"cannot be proved. Rebuild it with data_format='channels_last' and the same weights."
             )
     architecture = identify_keras(_with_statistics(checkpoint), card)
+    head = ending_of(config, checkpoint.path.name)
+    check = partial(head.require_probabilities, output=card.outputs[0], file=checkpoint.path.name)
 
     def build() -> Network:
         network = build_keras3(checkpoint, architecture.description)
-        return Keras3Network(require_columns(network, architecture.columns, checkpoint.path.name), architecture.input_size)
+        network = require_columns(network, architecture.columns, checkpoint.path.name)
+        return Keras3Network(network, architecture.input_size, check)
 
     notes = architecture.notes
     _, lowered = in_single_precision(config)
@@ -89,9 +94,13 @@ def _with_statistics(checkpoint: Checkpoint) -> Checkpoint:
 class Keras3Network:
     """A network of Keras 3 with a checkpoint's weights: see `fundus_rt.converters.architecture.Network`."""
 
-    def __init__(self, network: Any, input_size: tuple[int, int]) -> None:
-        """Hold a network as `build_keras3` gives it, for pictures of `input_size` (height, width)."""
+    def __init__(self, network: Any, input_size: tuple[int, int], check: Callable[[Any], None]) -> None:
+        """Hold a network as `build_keras3` gives it, for pictures of `input_size` (height, width).
+
+        `check` is called with the graph, before it is handed on.
+        """
         self.network = network
+        self.check = check
         self.input_size = input_size
 
     def answers(self, images: np.ndarray) -> np.ndarray:
@@ -101,7 +110,9 @@ class Keras3Network:
     def graph(self) -> Any:
         """ONNX graph by tf2onnx."""
         _fix_constants(self.network)
-        return onnx_from_tensorflow(lambda images: self.network(images, training=False), (None, *self.input_size, 3))
+        model = onnx_from_tensorflow(lambda images: self.network(images, training=False), (None, *self.input_size, 3))
+        self.check(model)
+        return model
 
     def close(self) -> None:
         """Forget the network, and what Keras keeps of it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from fundus_rt.converters.graphs.graph_ending import activation_inside
 from fundus_rt.converters.tensorflow.keras_config import (
     Config,
     activation_of,
@@ -67,22 +69,17 @@ class Ending:
             UnsupportedCheckpointError: an activation whose meaning is not known, or probabilities that are computed with, for
                 classes.
         """
-        activations = [step for step in self.applied if step not in (SCALED, MERGED, AVERAGED, OPERATION)]
+        activations = self._activations()
         last = next(iter(self.applied), "none")
         if not activations:
             return None if OPERATION in self.applied else "none"
         if last in PROBABILITIES:
             return last
-        used_as_they_are = output.task == "regression" or output.activation == "none"
         if activations[0] in PROBABILITIES:
             after = self.applied[: self.applied.index(activations[0])]
-            if used_as_they_are or not {SCALED, MERGED} & set(after):
-                return None
-            raise UnsupportedCheckpointError(
-                f"{file} applies {activations[0]} and then {', then '.join(reversed(after))}: for classes its numbers are "
-                f'neither probabilities nor what {activations[0]} is made of. Say "activation": "none" in the card if they are '
-                f"to be used as they are."
-            )
+            if {SCALED, MERGED} & set(after) and self._may_be_changed(output):
+                raise self._changed(file)
+            return None
         if last == OPERATION:
             return None
         if activations[0] in POSITIVE and output.task == "regression":
@@ -92,6 +89,39 @@ class Ending:
         raise UnsupportedCheckpointError(
             f"{file} ends with the activation {activations[0]!r}; expected linear, sigmoid or softmax, whose meaning is known"
             + (", for classes" if activations[0] in POSITIVE else "")
+        )
+
+    def require_probabilities(self, model: Any, output: OutputSpec, file: str) -> None:
+        """Hold probabilities that are computed with against the network's graph, which tells whether they still are some.
+
+        Args:
+            model: the network's graph, an `onnx.ModelProto` with one output.
+            output: of the card.
+            file: name of the checkpoint, for the message.
+
+        Raises:
+            UnsupportedCheckpointError: they are none any more, and the card does not say that they are used as they are.
+        """
+        if self._may_be_changed(output) and activation_inside(model, model.graph.output[0].name) == "none":
+            raise self._changed(file)
+
+    def _may_be_changed(self, output: OutputSpec) -> bool:
+        """Whether something follows probabilities, where numbers of classes are expected."""
+        used_as_they_are = output.task == "regression" or output.activation == "none"
+        activations = self._activations()
+        computed_with = bool(activations) and activations[0] in PROBABILITIES and self.applied[0] != activations[0]
+        return computed_with and not used_as_they_are
+
+    def _activations(self) -> list[str]:
+        return [step for step in self.applied if step not in (SCALED, MERGED, AVERAGED, OPERATION)]
+
+    def _changed(self, file: str) -> UnsupportedCheckpointError:
+        activation = self._activations()[0]
+        after = self.applied[: self.applied.index(activation)]
+        return UnsupportedCheckpointError(
+            f"{file} applies {activation} and then {', then '.join(reversed(after))}: for classes its numbers are neither "
+            f'probabilities nor what {activation} is made of. Say "activation": "none" in the card if they are to be used as '
+            f"they are."
         )
 
 

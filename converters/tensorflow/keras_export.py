@@ -7,7 +7,7 @@ name where the file says what it is. The weights are put in by name (`keras_load
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,16 +26,20 @@ OPSET = 17
 class KerasNetwork:
     """A Keras network with a checkpoint's weights: see `fundus_rt.converters.architecture.Network`."""
 
-    def __init__(self, network: Any, input_size: tuple[int, int], channels_first: bool = False) -> None:
+    def __init__(
+        self, network: Any, input_size: tuple[int, int], check: Callable[[Any], None], channels_first: bool = False
+    ) -> None:
         """Hold a network as `build_keras` gives it.
 
         Args:
             network: a ``tf_keras`` model.
             input_size: height and width of the pictures.
+            check: called with the graph, before it is handed on.
             channels_first: whether it takes [N, 3, H, W], as those of ``data_format="channels_first"`` do.
         """
         self.network = network
         self.input_size = input_size
+        self.check = check
         self.channels_first = channels_first
 
     def answers(self, images: np.ndarray) -> np.ndarray:
@@ -46,7 +50,9 @@ class KerasNetwork:
 
     def graph(self) -> Any:
         """ONNX graph by tf2onnx."""
-        return onnx_from_keras(self.network, self.input_size, self.channels_first)
+        model = onnx_from_keras(self.network, self.input_size, self.channels_first)
+        self.check(model)
+        return model
 
     def close(self) -> None:
         """Forget the network, and what Keras keeps of it."""

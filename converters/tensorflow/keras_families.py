@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fundus_rt.converters.architecture import Architecture, LoadAccount, Network, refusal
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.tensorflow.efficientnet_eras import notes_on_grey_levels, stored_statistics
@@ -74,9 +76,11 @@ def identify_keras(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
             "the CPU; the network itself was not rewritten",
         )
 
+    check = partial(head.require_probabilities, output=card.outputs[0], file=checkpoint.path.name)
+
     def build() -> Network:
         network = require_columns(build_keras(checkpoint, described, made_here), columns, checkpoint.path.name)
-        return KerasNetwork(network, size, layout == "channels_first")
+        return KerasNetwork(network, size, check, layout == "channels_first")
 
     return Architecture(family, described, size, columns, activation, account, build, "tf2onnx", PACKAGES, notes, warnings)
 

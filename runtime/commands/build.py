@@ -24,13 +24,18 @@ MIB = 1 << 20
 @click.command(short_help="Turn an .onnx file into a TensorRT engine for this machine.")
 @click.argument("models", nargs=-1, required=True, metavar="FILE.onnx|NAME...")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE.engine", help="Default: the cache, where infer finds it."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.engine|.onnx",
+    help="Default: the cache, where infer finds it.",
 )
 @click.option("--batch", default="1,1,8", show_default=True, metavar="MIN,OPT,MAX", help="Pictures in one inference.")
 @click.option(
     "--frames", metavar="HxW,HxW,HxW",
     help="Take whole photographs of these sizes, smallest, usual and largest, and crop, mirror and resize inside the engine.",
 )  # fmt: skip
+@click.option("--device", default="cuda:0", show_default=True, metavar="cuda:N", help="The GPU to build for.")
 @click.option("--flavour", type=click.Choice(["auto", "tensorrt", "tensorrt_rtx"]), default="auto", show_default=True)
 @click.option("--workspace", type=click.IntRange(1), metavar="MB", help="Memory for trying kernels.  [default: what is free]")
 @click.option("--optimisation-level", type=click.IntRange(0, 5), metavar="0-5", help="0 builds fast, 5 makes fast engines.")
@@ -46,6 +51,7 @@ def build(
     output: Path | None,
     batch: str,
     frames: str | None,
+    device: str,
     flavour: str,
     workspace: int | None,
     optimisation_level: int | None,
@@ -56,8 +62,10 @@ def build(
 ) -> None:
     """Build TensorRT engines. An engine fits only the GPU, driver and TensorRT that it was built with.
 
-    The engine computes in the precision of the file; its frame sizes and batch sizes are fixed here. It is checked against the
-    file with `fundus-rt certify` before it answers for anyone.
+    The engine computes in the precision of the file; its frame sizes and batch sizes are fixed here.
+
+    With `-o NAME.onnx` no engine is built: the portable form of an engine for whole photographs is written, an ONNX file that any
+    program can run or build from. It needs no TensorRT.
     """
     from fundus_rt.models.errors import UsageError
     from fundus_rt.runtime.session import resolve_model
@@ -73,11 +81,25 @@ def build(
     if output is not None and output.exists() and not force:
         raise UsageError(f"{output} exists; remove it, or say --force to replace it")
     paths = [resolve_model(model) for model in models]
+    if output is not None and output.resolve() == paths[0].resolve():
+        raise UsageError(f"{output} is the model itself; name another file with -o")
+    if output is not None and output.suffix == ".onnx":
+        _write_frame_graph(paths[0], output)
+        return
     library = import_tensorrt(flavour)
-    machine = _machine(library, target)
+    machine = _machine(library, target, device)
     for path in paths:
         options = _options(path, machine, workspace, optimisation_level, tf32, target)
         _build_one(path, library, _key(path, library, machine, profile, options), options, output, log_path, force)
+
+
+def _write_frame_graph(path: Path, output: Path) -> None:
+    """The network behind its own crop and resize, for programs that run ONNX themselves."""
+    from fundus_rt.converters.engines.frame_head import frame_onnx_from_onnx
+
+    frame_onnx_from_onnx(path, output)
+    click.echo(f"wrote {output}: takes whole photographs and two filter matrices. How these are computed:")
+    click.echo("  python -m pydoc fundus_rt.converters.engines.frame_head")
 
 
 @dataclass(frozen=True)
@@ -131,11 +153,7 @@ def _build_one(
         write_record(output, record)
         engine = output
     else:
-        cache = EngineCache()
-        found = cache.find(key)
-        if found is not None and force:
-            record_path(cache.path_of(found)).unlink(missing_ok=True)
-        engine, record = cache.get_or_build(key, work, _say)
+        engine, record = EngineCache().get_or_build(key, work, _say, force=force)
     for line in _report(engine, record, built):
         click.echo(line)
 
@@ -186,7 +204,7 @@ def _profile(batch: str, frames: str | None) -> EngineProfile:
         raise UsageError(f"--batch or --frames: {error}") from error
 
 
-def _machine(library: TensorRTLibrary, target: str | None) -> _Machine:
+def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Machine:
     """The machine at hand, or the one that is named.
 
     Raises:
@@ -195,6 +213,7 @@ def _machine(library: TensorRTLibrary, target: str | None) -> _Machine:
     from fundus_rt.models.errors import BackendUnavailableError
     from fundus_rt.runtime.cuda_device import CudaDevice
     from fundus_rt.runtime.machine import machine_identity
+    from fundus_rt.runtime.session import cuda_index
 
     if target is not None:
         from fundus_rt.converters.engines.target import parsed_target
@@ -202,8 +221,8 @@ def _machine(library: TensorRTLibrary, target: str | None) -> _Machine:
         major, minor = parsed_target(target, library.flavour)
         return _Machine("", f"{major}.{minor}", "", "", False, None)
     try:
-        machine = machine_identity()
-        device = CudaDevice()
+        machine = machine_identity(cuda_index(device))
+        gpu = CudaDevice(cuda_index(device))
     except BackendUnavailableError as error:
         hint = (
             "To build for another machine, say which: --for-compute-capability 8.6 -o FILE.engine"
@@ -212,9 +231,9 @@ def _machine(library: TensorRTLibrary, target: str | None) -> _Machine:
         )
         raise BackendUnavailableError(f"{error}. {hint}") from error
     try:
-        free = device.memory()[0]
+        free = gpu.memory()[0]
     finally:
-        device.close()
+        gpu.close()
     return _Machine(
         machine.gpu_name, machine.compute_capability, machine.cuda_driver, machine.l4t, machine.integrated, free
     )  # fmt: skip

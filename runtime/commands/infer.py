@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter. Faster.")
 @click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="ONNX Runtime's execution provider; auto is the device's own.",
+)
 @click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here, each as soon as it is done.")
 @click.option(
@@ -45,6 +52,7 @@ def infer(
     no_check: bool,
     backend: str,
     device: str,
+    provider: str,
     format_name: str | None,
     output: Path | None,
     batch: int,
@@ -66,7 +74,7 @@ def infer(
         raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
     items, few = _counted(_items(paths, list_file), usable_cores())
     workers = max(1, min(usable_cores(), few))
-    pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check)
+    pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check, provider=provider)
     options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
     with open_output(output, resume, row_format(name, pipeline.card, pipeline.standing_warnings)) as writer:
         answerer = Answerer(pipeline, options, workers, batch, writer.finished)
