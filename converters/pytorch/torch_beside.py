@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fundus_rt.converters.pytorch.stand_ins import Array, LeftAside
+from fundus_rt.converters.pytorch.stand_ins import Array
 from fundus_rt.converters.pytorch.torch_names import is_of_a_loss, without_wrappers
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -258,14 +258,15 @@ def _telling_numbers(torch: Any, key: str, value: Any) -> list[str]:
     """Plain numbers, one or a few, whose names say that an answer may have to be scaled or cut by them."""
     found = []
     for name, part in _parts(torch, key, value):
+        if hasattr(part, "transform"):  # as scikit-learn's scalers have
+            found.append(f"{name} ({type(part).__name__})")
+            continue
         words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
         if TELLING_WORDS.isdisjoint(words) or not RECORD_WORDS.isdisjoint(words) or re.search(r"(mean|std)\.[012]$", name):
             continue  # the last: of the three colours, which `held_against_statements` looks at
-        number = part.item() if isinstance(part, np.generic) else part
-        if isinstance(part, torch.Tensor) and _is_a_number(torch, name, part):
-            number = part.item()
+        number = part.item() if isinstance(part, np.generic) or _is_a_number(torch, name, part) else part
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             found.append(f"{name} = {number:.6g}")
-        elif isinstance(part, (Array, np.ndarray)) or (type(part) is not LeftAside and hasattr(part, "transform")):
-            found.append(f"{name} ({'an array' if not hasattr(part, 'transform') else type(part).__name__})")
+        elif isinstance(part, (Array, np.ndarray)):
+            found.append(f"{name} (an array)")
     return found
