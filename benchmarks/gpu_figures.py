@@ -35,8 +35,8 @@ from fundus_rt.models.artifacts import atomic_path, sha256_of_file
 from fundus_rt.models.engine_cache import EngineCache
 from fundus_rt.models.errors import BackendUnavailableError, FundusRtError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
-from fundus_rt.runtime.machine import machine_identity
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
+from fundus_rt.runtime.nvidia.machine import machine_identity
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 
 MEGAPIXELS = 4.0
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from fundus_rt.benchmarks import published
 from fundus_rt.models.card import ModelCard
-from fundus_rt.runtime.engine_slot import EngineSlot
 from fundus_rt.runtime.field_of_view import find_field_of_view
+from fundus_rt.runtime.nvidia.engine_slot import EngineSlot
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.session import Batch, Box
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 
 Ways = dict[str, Callable[[], Any]]
 Frame = NDArray[np.uint8]

@@ -21,9 +21,9 @@ import PIL
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.registry import bundled_file, load_card
 from fundus_rt.runtime.decode import decode
+from fundus_rt.runtime.device_check.selftest_examples import REFERENCE_FILE, examples, fingerprint, tensor_in_box
 from fundus_rt.runtime.field_of_view import find_field_of_view
 from fundus_rt.runtime.preprocess import crop_box
-from fundus_rt.runtime.selftest_examples import REFERENCE_FILE, examples, fingerprint, tensor_in_box
 from fundus_rt.runtime.session import open_session
 
 

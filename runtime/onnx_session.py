@@ -109,7 +109,7 @@ def import_onnxruntime() -> Any:
             "ONNX Runtime is not installed; install one of: pip install 'fundus-rt[cpu]', pip install 'fundus-rt[gpu]'"
         ) from error
     if not hasattr(onnxruntime, "InferenceSession"):
-        from fundus_rt.runtime.doctor_software import onnxruntime_wheels
+        from fundus_rt.runtime.device_check.doctor_software import onnxruntime_wheels
         from fundus_rt.runtime.provider_causes import reinstall_command
 
         raise BackendUnavailableError(

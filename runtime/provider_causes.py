@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fundus_rt.runtime.doctor_software import onnxruntime_wheels
-from fundus_rt.runtime.installed_wheels import Wheel, in_one_folder
-from fundus_rt.runtime.machine import how_to_get_a_driver
+from fundus_rt.runtime.device_check.doctor_software import onnxruntime_wheels
+from fundus_rt.runtime.device_check.installed_wheels import Wheel, in_one_folder
+from fundus_rt.runtime.nvidia.machine import how_to_get_a_driver
 from fundus_rt.runtime.onnx_providers import PLUGIN_PROVIDER, PLUGIN_WHEEL, plugin_library
 
 LIBRARIES = {

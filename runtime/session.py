@@ -142,7 +142,7 @@ def open_session(
     if backend == "tensorrt":
         if provider != "auto":
             raise BackendUnavailableError(f"the provider {provider!r} is ONNX Runtime's; say --backend onnxruntime with it")
-        from fundus_rt.runtime.tensorrt_session import TensorRTSession
+        from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 
         return TensorRTSession(path, device=device)
     if path.suffix == ENGINE_SUFFIX:

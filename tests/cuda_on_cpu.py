@@ -141,7 +141,7 @@ class Library:
 
 
 class CpuDevice:
-    """What `fundus_rt.runtime.cuda_device.CudaDevice` offers, on the processor. Work is done at once."""
+    """What `fundus_rt.runtime.nvidia.cuda_device.CudaDevice` offers, on the processor. Work is done at once."""
 
     compute_capability = (0, 0)
     """No GPU has this."""

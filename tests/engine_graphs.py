@@ -12,7 +12,7 @@ import numpy as np
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.engines import EngineKey, EngineProfile
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 from tests.make_models import AGE, tiny_card
 
 SIZE = 32

@@ -15,8 +15,8 @@ from fundus_rt.models.card import CARD_KEY, card_from_json
 from fundus_rt.models.engine_cache import EngineCache
 from fundus_rt.models.engine_files import write_record
 from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
-from fundus_rt.runtime import fused_kernel
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
+from fundus_rt.runtime.nvidia import fused_kernel
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from tests.fake_cuda import install_fake_driver
 from tests.fake_kernels import install_fake_kernels
 from tests.fake_tensorrt import fake_plan, install_fake_tensorrt

@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from fundus_rt.models.card import PreprocessingSpec
-from fundus_rt.runtime.fused_kernel import ROWS
+from fundus_rt.runtime.nvidia.fused_kernel import ROWS
 from fundus_rt.runtime.resize import resize_box
 from tests.conftest import REPOSITORY
 from tests.fake_cuda import FakeDriver
@@ -52,7 +52,7 @@ def install_fake_kernels(driver: FakeDriver, spec: PreprocessingSpec) -> None:
 
 def _places() -> dict[str, int]:
     """Where each number lies in the block of parameters, from the kernels' own source."""
-    source = (REPOSITORY / "runtime" / "fused_kernel.cu").read_text(encoding="utf-8")
+    source = (REPOSITORY / "runtime" / "nvidia" / "fused_kernel.cu").read_text(encoding="utf-8")
     body = re.sub(r"//.*", "", re.search(r"enum Parameter \{(.*?)\};", source, re.DOTALL)[1])  # type: ignore[index]
     places, number = {}, 0
     for entry in filter(None, (part.strip() for part in body.split(","))):

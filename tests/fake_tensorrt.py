@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fundus_rt.runtime import tensorrt_library
+from fundus_rt.runtime.nvidia import tensorrt_library
 from tests.fake_cuda import FakeDriver
 from tests.fake_cuda_names import CUresult
 

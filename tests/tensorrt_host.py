@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary, import_tensorrt
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from tests.conftest import environment
 
 BINDINGS = "tensorrt-cu13-bindings==11.4.0.106"

@@ -52,8 +52,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[SimpleNamespac
         gpu_name="NVIDIA RTX 4000", compute_capability="8.9", cuda_driver="13.0", l4t="", integrated=False, free=4 * GIB
     )
     device = SimpleNamespace(memory=lambda: (machine.free, 8 * GIB), close=lambda: None)
-    monkeypatch.setattr("fundus_rt.runtime.machine.machine_identity", lambda *_: machine)
-    monkeypatch.setattr("fundus_rt.runtime.cuda_device.CudaDevice", lambda *_: device)
+    monkeypatch.setattr("fundus_rt.runtime.nvidia.machine.machine_identity", lambda *_: machine)
+    monkeypatch.setattr("fundus_rt.runtime.nvidia.cuda_device.CudaDevice", lambda *_: device)
     with importable("tensorrt_rtx"):
         yield machine
 
@@ -134,7 +134,7 @@ def test_an_engine_of_an_older_library_is_rebuilt_with_the_reason(
     model: Path, gpu: SimpleNamespace, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr("fundus_rt.runtime.tensorrt_library._version", lambda *_: "1.4.0.76")
+        older.setattr("fundus_rt.runtime.nvidia.tensorrt_library._version", lambda *_: "1.4.0.76")
         called(model)
     assert f"TensorRT 1.4.0.76 -> {host_library().version}" in called(model).stderr
 
@@ -143,7 +143,7 @@ def test_without_a_gpu_the_command_says_what_is_missing(model: Path, cache: Path
     def no_driver(*_: Any) -> Any:
         raise BackendUnavailableError("the library of NVIDIA's driver cannot be loaded")
 
-    monkeypatch.setattr("fundus_rt.runtime.machine.machine_identity", no_driver)
+    monkeypatch.setattr("fundus_rt.runtime.nvidia.machine.machine_identity", no_driver)
     with (
         importable("tensorrt_rtx"),
         pytest.raises(BackendUnavailableError, match=r"driver.*--for-compute-capability 8.6 -o FILE"),

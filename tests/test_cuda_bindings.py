@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fundus_rt.runtime.cuda_driver import LOST, UNRECORDABLE
+from fundus_rt.runtime.nvidia.cuda_driver import LOST, UNRECORDABLE
 from tests import fake_cuda_driver, fake_cuda_names
 from tests.conftest import REPOSITORY
 from tests.fake_cuda import FakeDriver
@@ -102,7 +102,7 @@ SCRIPT = """
 import ctypes
 import numpy as np
 from fundus_rt.models.errors import BackendUnavailableError, DeviceLostError, DeviceMemoryError
-from fundus_rt.runtime.cuda_device import CudaDevice
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
 
 library = ctypes.CDLL("libcuda.so.1")
 with CudaDevice() as device:
@@ -166,7 +166,7 @@ def test_everything_reaches_the_driver_through_the_real_bindings(tmp_path: Path,
 def names_used() -> tuple[set[str], set[str]]:
     """Functions and constants of NVIDIA's two modules in the package's source, by what they look like."""
     words: set[str] = set()
-    for path in (REPOSITORY / "runtime").glob("*.py"):
+    for path in (REPOSITORY / "runtime").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words.add(node.value)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fundus_rt.models.errors import BackendUnavailableError, DeviceLostError, DeviceMemoryError
-from fundus_rt.runtime.cuda_device import CudaDevice
-from fundus_rt.runtime.cuda_driver import CaptureError, CudaContext
-from fundus_rt.runtime.machine import machine_identity
-from fundus_rt.runtime.nvrtc import compile_cuda
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
+from fundus_rt.runtime.nvidia.cuda_driver import CaptureError, CudaContext
+from fundus_rt.runtime.nvidia.machine import machine_identity
+from fundus_rt.runtime.nvidia.nvrtc import compile_cuda
 from tests.fake_cuda import FakeDriver, install_fake_driver
 from tests.fake_cuda_names import CUresult
 

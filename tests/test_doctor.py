@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from fundus_rt.runtime import doctor, doctor_machine
-from fundus_rt.runtime.doctor_probes import probed
-from fundus_rt.runtime.doctor_software import check_numpy, check_onnxruntime, check_opencv, check_pillow
-from fundus_rt.runtime.findings import ABSENT, FAULT, OK, WARNING, Finding, report, without_names, worst_state
-from fundus_rt.runtime.installed_wheels import Wheel
+from fundus_rt.runtime.device_check import doctor, doctor_machine
+from fundus_rt.runtime.device_check.doctor_probes import probed
+from fundus_rt.runtime.device_check.doctor_software import check_numpy, check_onnxruntime, check_opencv, check_pillow
+from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING, Finding, report, without_names, worst_state
+from fundus_rt.runtime.device_check.installed_wheels import Wheel
 from tests.conftest import Run, command, environment
 
 SITE = Path("/site-packages")
@@ -265,6 +265,6 @@ def test_the_worst_state_decides() -> None:
 
 
 def test_the_doctor_itself_needs_none_of_what_it_looks_at() -> None:
-    code = "import sys, fundus_rt.runtime.doctor, fundus_rt.runtime.commands.doctor; print(*sys.modules)"
+    code = "import sys, fundus_rt.runtime.device_check.doctor, fundus_rt.runtime.commands.doctor; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert not {"numpy", "cv2", "PIL", "onnxruntime", "cuda", "tensorrt"} & set(done.stdout.split())

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fundus_rt.runtime import doctor_machine
-from fundus_rt.runtime.doctor_machine import (
+from fundus_rt.runtime.device_check import doctor_machine
+from fundus_rt.runtime.device_check.doctor_machine import (
     check_cache,
     check_cuda,
     check_gpu,
@@ -22,8 +22,8 @@ from fundus_rt.runtime.doctor_machine import (
     nvidia_hardware,
     system_memory,
 )
-from fundus_rt.runtime.doctor_probes import probed
-from fundus_rt.runtime.findings import ABSENT, FAULT, OK, WARNING
+from fundus_rt.runtime.device_check.doctor_probes import probed
+from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING
 from tests.fake_cuda_driver import with_fake_driver
 from tests.test_machine import JETPACK_5, JETPACK_6, JETPACK_7
 

@@ -20,7 +20,7 @@ from fundus_rt.converters.engines.engine_progress import BuildProgress
 from fundus_rt.converters.shipping import ship
 from fundus_rt.models.engines import EngineProfile, EngineRecord
 from fundus_rt.models.errors import EngineError
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 from tests.conftest import DATA, REPOSITORY
 from tests.engine_graphs import PRECISIONS, antialiased, key_of, saved, small_network
 from tests.make_checkpoints import photographs, skip_without_timm

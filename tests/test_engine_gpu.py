@@ -11,8 +11,8 @@ from fundus_rt.converters.engines.engine_build import BuildOptions, engine_from_
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.engines import EngineKey, EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError
-from fundus_rt.runtime.machine import machine_identity
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary, import_tensorrt
+from fundus_rt.runtime.nvidia.machine import machine_identity
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from tests.engine_graphs import PRECISIONS, saved, small_network
 from tests.tensorrt_host import host_library
 

@@ -12,7 +12,7 @@ import pytest
 from fundus_rt.converters.engines.engine_lint import lint_onnx
 from fundus_rt.converters.engines.frame_head import with_frame_head
 from fundus_rt.converters.engines.operator_table import DOUBTFUL, READ, REMEDIES
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 from tests.conftest import DATA, REPOSITORY
 from tests.engine_graphs import BREAKING, PRECISIONS, Breaking, small_card, small_network
 from tests.tensorrt_host import host_library

@@ -24,7 +24,7 @@ from fundus_rt.models.errors import (
     EngineError,
     ModelFileError,
 )
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary, import_tensorrt
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from tests.engine_graphs import JETPACK, PRECISIONS, add_card, antialiased, key_of, saved, small_card, small_network
 
 onnx = pytest.importorskip("onnx")
@@ -216,7 +216,7 @@ def fake_module(name: str, version: str) -> types.ModuleType:
 
 
 def test_tensorrt_comes_before_tensorrt_rtx_and_each_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fundus_rt.runtime.tensorrt_library._loaded", lambda pattern: [])
+    monkeypatch.setattr("fundus_rt.runtime.nvidia.tensorrt_library._loaded", lambda pattern: [])
     monkeypatch.setitem(sys.modules, "tensorrt", fake_module("tensorrt", "10.3.0"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_module("tensorrt_rtx", "1.4.0.76"))
     assert [(import_tensorrt(f).flavour, import_tensorrt(f).version) for f in ("auto", "tensorrt_rtx")] == [

@@ -18,7 +18,7 @@ from fundus_rt.converters.engines.engine_progress import ProgressTracker, run_wa
 from fundus_rt.converters.engines.parser_errors import build_failure, parser_failure, start_failure
 from fundus_rt.converters.engines.timing_cache import keep_timing_cache, timing_cache_path, use_timing_cache
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 from tests.engine_graphs import JETPACK, antialiased, key_of, saved, small_network
 
 onnx = pytest.importorskip("onnx")

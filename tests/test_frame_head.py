@@ -28,8 +28,8 @@ from fundus_rt.models.errors import ModelFileError
 from fundus_rt.models.registry import bundled_file, load_card
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.field_of_view import find_field_of_view
+from fundus_rt.runtime.nvidia.resize_taps import filter_matrices
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_frame
-from fundus_rt.runtime.resize_taps import filter_matrices
 from tests.filter_references import by_library, noise, without_ipp
 
 Box = tuple[int, int, int, int]

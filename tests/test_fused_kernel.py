@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from fundus_rt.models.card import INTERPOLATIONS, PreprocessingSpec
 from fundus_rt.models.errors import BackendUnavailableError, ReceiptError
-from fundus_rt.runtime import fused_kernel
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.field_of_view import find_field_of_view
-from fundus_rt.runtime.fused_kernel import OPTIONS, FusedPreprocessor, kernel_source
+from fundus_rt.runtime.nvidia import fused_kernel
+from fundus_rt.runtime.nvidia.fused_kernel import OPTIONS, FusedPreprocessor, kernel_source
+from fundus_rt.runtime.nvidia.resize_taps import ARITHMETICS
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_frame
 from fundus_rt.runtime.resize import resize_box
-from fundus_rt.runtime.resize_taps import ARITHMETICS
 from tests.cuda_on_cpu import CpuDevice, Memory, has_compiler
 from tests.filter_references import by_library, noise, without_ipp
 from tests.test_resize import STORED, TF_SIZES
@@ -291,7 +291,7 @@ def test_source_and_host_agree_on_numbers() -> None:
 @pytest.mark.parametrize("architecture", [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (12, 0)])
 def test_nvrtc_makes_machine_code_of_the_source(architecture: tuple[int, int]) -> None:
     """Needs no GPU. 8.7 is Jetson Orin."""
-    from fundus_rt.runtime.nvrtc import compile_cuda
+    from fundus_rt.runtime.nvidia.nvrtc import compile_cuda
 
     try:
         code = compile_cuda('extern "C" __global__ void nothing() {}', "nothing.cu", architecture)

@@ -11,14 +11,14 @@ import pytest
 
 from fundus_rt.models.card import INTERPOLATIONS, PreprocessingSpec
 from fundus_rt.models.errors import BackendUnavailableError, ReceiptError
-from fundus_rt.runtime.cuda_device import CudaDevice
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.field_of_view import find_field_of_view
-from fundus_rt.runtime.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
+from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.resize_taps import filter_matrices
+from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_frame
 from fundus_rt.runtime.resize import resize_box
-from fundus_rt.runtime.resize_taps import filter_matrices
-from fundus_rt.runtime.tensorrt_library import import_tensorrt
 from tests.filter_references import by_library, noise, without_ipp
 
 pytestmark = pytest.mark.gpu

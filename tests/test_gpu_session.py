@@ -15,13 +15,13 @@ from fundus_rt.models.engine_files import write_record
 from fundus_rt.models.engines import EngineKey, EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError
 from fundus_rt.models.registry import bundled_file, load_card
-from fundus_rt.runtime.cuda_device import CudaDevice
 from fundus_rt.runtime.interpret import interpret
-from fundus_rt.runtime.machine import machine_identity
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
+from fundus_rt.runtime.nvidia.machine import machine_identity
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.preprocess import tensor_from_box
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary, import_tensorrt
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 from tests.conftest import DATA
 from tests.tensorrt_host import importable
 

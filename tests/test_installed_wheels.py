@@ -6,9 +6,9 @@ import base64
 import hashlib
 from pathlib import Path
 
-from fundus_rt.runtime.doctor_software import check_onnxruntime, check_opencv
-from fundus_rt.runtime.findings import FAULT, OK
-from fundus_rt.runtime.installed_wheels import Wheel, imported_from, in_one_folder, wheels_with
+from fundus_rt.runtime.device_check.doctor_software import check_onnxruntime, check_opencv
+from fundus_rt.runtime.device_check.findings import FAULT, OK
+from fundus_rt.runtime.device_check.installed_wheels import Wheel, imported_from, in_one_folder, wheels_with
 
 
 def lay(site: Path, name: str, version: str, files: dict[str, str]) -> None:

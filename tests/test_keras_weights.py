@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,18 @@ def test_the_json_of_the_files_own_name_counts_whatever_its_layers_are_called(tm
     (tmp_path / "x.json").write_text(network(3).to_json(), encoding="utf-8")
     with pytest.raises(UnsupportedCheckpointError, match="nothing is converted"):
         answers_of(path, images())
+
+
+def test_the_json_of_a_sequential_of_keras_2_1_is_a_list_of_layers(tmp_path: Path) -> None:
+    module = keras()
+    network = shake(module.Sequential([module.layers.Flatten(input_shape=(16, 16, 3)), module.layers.Dense(2, name="answer")]))
+    path = weights_of(network, tmp_path / "x.h5")
+    config = json.loads(network.to_json())
+    kept = [layer for layer in config["config"]["layers"] if layer["class_name"] != "InputLayer"]
+    kept[0]["config"]["batch_input_shape"] = [None, 16, 16, 3]
+    (tmp_path / "x.json").write_text(json.dumps({"class_name": "Sequential", "config": kept}), encoding="utf-8")
+    expected = network.predict(images(), verbose=0)
+    np.testing.assert_allclose(answers_of(path, images()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_two_networks_beside_the_weights_are_not_chosen_between(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fundus_rt.runtime.limited_process import run_limited
+from fundus_rt.runtime.device_check.limited_process import run_limited
 
 
 def test_a_program_that_hangs_is_left_with_all_it_started(tmp_path: Path) -> None:

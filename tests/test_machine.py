@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fundus_rt.models.errors import BackendUnavailableError
-from fundus_rt.runtime import machine
-from fundus_rt.runtime.machine import how_to_get_a_driver, jetson_board, l4t_release, machine_identity
+from fundus_rt.runtime.nvidia import machine
+from fundus_rt.runtime.nvidia.machine import how_to_get_a_driver, jetson_board, l4t_release, machine_identity
 from tests.conftest import environment
 from tests.fake_cuda_driver import with_fake_driver
 
@@ -61,7 +61,7 @@ ASK = """
 import sys
 from pathlib import Path
 from fundus_rt.models.errors import BackendUnavailableError
-from fundus_rt.runtime.machine import machine_identity
+from fundus_rt.runtime.nvidia.machine import machine_identity
 try:
     print(machine_identity(int(sys.argv[1]), Path(sys.argv[2])))
 except BackendUnavailableError as error:

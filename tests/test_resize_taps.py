@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fundus_rt.models.card import INTERPOLATIONS, PreprocessingSpec
-from fundus_rt.runtime.resize_taps import ARITHMETICS, OPENCV_BITS, PILLOW_BITS, Taps, filter_matrices, resize_taps
+from fundus_rt.runtime.nvidia.resize_taps import ARITHMETICS, OPENCV_BITS, PILLOW_BITS, Taps, filter_matrices, resize_taps
 from tests.filter_references import OPENCV, PILLOW, by_library, noise, tent, without_ipp
 
 LENGTHS = ((60, 24), (61, 24), (47, 20), (24, 24), (23, 57), (100, 33), (7, 30), (1, 16), (300, 17))

@@ -19,11 +19,21 @@ from PIL import Image
 
 from fundus_rt.models.errors import ModelFileError
 from fundus_rt.models.registry import load_card
-from fundus_rt.runtime import selftest_device, selftest_examples, selftest_model
 from fundus_rt.runtime.decode import decode
+from fundus_rt.runtime.device_check import selftest_device, selftest_examples, selftest_model
+from fundus_rt.runtime.device_check.selftest import (
+    FAILED,
+    PASSED,
+    SKIPPED,
+    Outcome,
+    SkipStep,
+    Step,
+    anonymous,
+    run_steps,
+    summary,
+)
+from fundus_rt.runtime.device_check.selftest_model import Subject
 from fundus_rt.runtime.preprocess import tensor_from_box
-from fundus_rt.runtime.selftest import FAILED, PASSED, SKIPPED, Outcome, SkipStep, Step, anonymous, run_steps, summary
-from fundus_rt.runtime.selftest_model import Subject
 from tests import fake_kernels
 from tests.conftest import environment
 
@@ -82,7 +92,7 @@ class TestTheFile:
     def test_a_killed_process_leaves_what_it_had(self, tmp_path: Path) -> None:
         path = tmp_path / "report.json"
         code = (
-            "import sys, time; from pathlib import Path; from fundus_rt.runtime.selftest import *\n"
+            "import sys, time; from pathlib import Path; from fundus_rt.runtime.device_check.selftest import *\n"
             "steps = [Step('first', lambda: Outcome('passed', 'done')), Step('hangs', lambda: time.sleep(60))]\n"
             "run_steps(steps, {}, Path(sys.argv[1]), lambda name: print(name, flush=True))"
         )

@@ -12,7 +12,7 @@ import pytest
 from fundus_rt.models.engines import EngineKey, EngineRecord
 from fundus_rt.models.errors import BackendUnavailableError
 from fundus_rt.runtime.commands import selftest as command
-from fundus_rt.runtime.selftest import SKIPPED, SkipStep
+from fundus_rt.runtime.device_check.selftest import SKIPPED, SkipStep
 from tests.conftest import Run
 
 pytest.importorskip("onnxruntime")
@@ -43,7 +43,8 @@ class TestCommand:
             cache.append(record)
 
         monkeypatch.setattr(
-            "fundus_rt.runtime.tensorrt_library.import_tensorrt", lambda: SimpleNamespace(flavour="tensorrt", version="10.3")
+            "fundus_rt.runtime.nvidia.tensorrt_library.import_tensorrt",
+            lambda: SimpleNamespace(flavour="tensorrt", version="10.3"),
         )
         monkeypatch.setattr(
             "fundus_rt.models.engine_cache.EngineCache", lambda: SimpleNamespace(entries=lambda sha256: list(cache))

@@ -15,9 +15,9 @@ import pytest
 from fundus_rt.models.engine_files import read_record, record_path, write_record
 from fundus_rt.models.engines import EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError, EngineMissingError, EngineStaleError
+from fundus_rt.runtime.nvidia.tensorrt_engine import DTYPES, _logger
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
-from fundus_rt.runtime.tensorrt_engine import DTYPES, _logger
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 from tests import fake_tensorrt
 from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, cache_engine, engine_of, pictures, record_of, require_same

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fundus_rt.models.errors import DeviceLostError, DeviceMemoryError, EngineError, ModelFileError, ReceiptError
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, engine_of, pictures, require_same
 

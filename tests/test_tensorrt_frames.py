@@ -15,9 +15,9 @@ from fundus_rt.models.errors import BackendUnavailableError, DeviceLostError, Re
 from fundus_rt.models.registry import bundled_file, load_card
 from fundus_rt.runtime import Pipeline
 from fundus_rt.runtime.decode import decode
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.preprocess import tensor_from_box
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, cache_engine, pictures, require_same
 

@@ -14,10 +14,10 @@ import pytest
 
 from fundus_rt.models.errors import DeviceLostError
 from fundus_rt.models.registry import bundled_file, load_card
-from fundus_rt.runtime import engine_slot
+from fundus_rt.runtime.nvidia import engine_slot
+from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.session import open_session
-from fundus_rt.runtime.tensorrt_session import TensorRTSession
 from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, engine_of, pictures, require_same
 

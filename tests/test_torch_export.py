@@ -10,8 +10,8 @@ import pytest
 
 from fundus_rt.benchmarks.conversion_case import ConversionCase
 from fundus_rt.converters.conversion import onnx_from_checkpoint
-from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 from fundus_rt.converters.graphs.graph_ending import activation_inside
+from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 from fundus_rt.models.errors import UnsupportedCheckpointError
 from tests import make_checkpoints as make
 

@@ -38,7 +38,7 @@ Say = Callable[[str], None]
 
 
 class Library(Protocol):
-    """NVIDIA's library, as `fundus_rt.runtime.tensorrt_library.TensorRTLibrary` describes it."""
+    """NVIDIA's library, as `fundus_rt.runtime.nvidia.tensorrt_library.TensorRTLibrary` describes it."""
 
     @property
     def module(self) -> Any:

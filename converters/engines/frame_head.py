@@ -50,7 +50,7 @@ else is 0. Where two weights fall on one pixel they are added. To mirror, write 
 ``tf-bilinear``
     In float32: ``x = (i + 0.5) * (n / m) - 0.5``, ``j = floor(x)``, ``s = x - j``; ``1 - s`` at j and ``s`` at j + 1, clamped.
 
-`fundus_rt.runtime.resize_taps.filter_matrices` does this in Python.
+`fundus_rt.runtime.nvidia.resize_taps.filter_matrices` does this in Python.
 
 How near it comes to the library, in grey levels. Pillow's filters, every nearest neighbour and OpenCV's linear: no difference,
 in TF32 as well, for all factors are split into whole numbers of 11 bits whose sums stay below 2^24. (Linear that enlarges:

@@ -63,23 +63,9 @@ TELLING_WORDS = {
 TELLING_WORDS |= {"temperature", "threshold", "thresholds", "cutoff", "calibration", "platt", "normalization", "normalisation"}
 TELLING_WORDS |= {"scaler", "min", "max", "intercept", "slope"}
 """Words of the keys of numbers that an answer may have to be scaled, shifted, sharpened or cut by."""
-RECORD_WORDS = {
-    "loss",
-    "losses",
-    "acc",
-    "accuracy",
-    "auc",
-    "auroc",
-    "mae",
-    "mse",
-    "rmse",
-    "f",
-    "score",
-    "epoch",
-    "lr",
-    "rate",
-    "step",
-}
+RECORD_WORDS = {"loss", "losses", "acc", "accuracy", "auc", "auroc", "mae", "mse", "rmse", "f", "score", "epoch", "epochs"}
+RECORD_WORDS |= {"lr", "rate", "step", "steps", "iter", "iters", "iterations", "size", "length", "grad", "norm", "delta"}
+RECORD_WORDS |= {"patience"}
 """Words of the keys of records; a number that has one of them is none of those."""
 SHOWN = 8
 

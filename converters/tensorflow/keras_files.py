@@ -14,6 +14,7 @@ from fundus_rt.converters.tensorflow.keras_config import (
     activation_layer,
     activation_of,
     layer_name,
+    layers_of,
     settings_of,
     walk_layers,
 )
@@ -160,8 +161,8 @@ def _configuration_beside(path: Path, layers: dict[str, dict[str, tuple[int, ...
                 continue
             config = json.loads(other.read_text(encoding="utf-8"))
             config = json.loads(config) if isinstance(config, str) else config  # json.dump(model.to_json()) quotes it twice
-            names = [layer_name(layer) for layer in config["config"]["layers"]] if "class_name" in config else []
-        except (OSError, ValueError, TypeError, KeyError):
+            names = [layer_name(layer) for layer in layers_of(config)] if "class_name" in config else []
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             continue  # another file that happens to lie there
         if names and (other.name in _own_names(path) or {name for name, weights in layers.items() if weights} <= set(names)):
             fitting[other.name] = config

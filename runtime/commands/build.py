@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fundus_rt.converters.engines.engine_build import BuildOptions
     from fundus_rt.converters.engines.engine_progress import BuildProgress
     from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
-    from fundus_rt.runtime.tensorrt_library import TensorRTLibrary
+    from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 
 MIB = 1 << 20
 
@@ -68,8 +68,8 @@ def build(
     program can run or build from. It needs no TensorRT.
     """
     from fundus_rt.models.errors import UsageError
+    from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
     from fundus_rt.runtime.session import resolve_model
-    from fundus_rt.runtime.tensorrt_library import import_tensorrt
 
     profile = _profile(batch, frames)
     if len(models) > 1 and (output or log_path):
@@ -211,8 +211,8 @@ def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Mach
         BackendUnavailableError: no GPU is at hand and none is named, or the library builds for none but its own.
     """
     from fundus_rt.models.errors import BackendUnavailableError
-    from fundus_rt.runtime.cuda_device import CudaDevice
-    from fundus_rt.runtime.machine import machine_identity
+    from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
+    from fundus_rt.runtime.nvidia.machine import machine_identity
     from fundus_rt.runtime.session import cuda_index
 
     if target is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from fundus_rt.runtime.findings import Finding
+    from fundus_rt.runtime.device_check.findings import Finding
 
 _COLOURS = {"ok": "green", "warning": "yellow", "fault": "red", "not present": None}
 
@@ -25,8 +25,8 @@ def doctor(context: click.Context, as_json: bool) -> None:
     import json
     from importlib.metadata import PackageNotFoundError, version
 
-    from fundus_rt.runtime.doctor import examine
-    from fundus_rt.runtime.findings import FAULT, report, without_names, worst_state
+    from fundus_rt.runtime.device_check.doctor import examine
+    from fundus_rt.runtime.device_check.findings import FAULT, report, without_names, worst_state
 
     try:
         own = version("fundus-rt")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from fundus_rt.runtime.selftest import Outcome, Step
+    from fundus_rt.runtime.device_check.selftest import Outcome, Step
 
 
 @click.command(short_help="Prove that this device answers as it should; one file to send back.")
@@ -34,7 +34,7 @@ def selftest(context: click.Context, models: tuple[str, ...], backend: str, devi
     from importlib.metadata import PackageNotFoundError, version
 
     from fundus_rt.models.errors import UsageError
-    from fundus_rt.runtime.selftest import FAILED, run_steps, summary
+    from fundus_rt.runtime.device_check.selftest import FAILED, run_steps, summary
 
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; make it first")
@@ -53,8 +53,8 @@ def selftest(context: click.Context, models: tuple[str, ...], backend: str, devi
 
 def _steps(models: tuple[str, ...], backend: str, device: str, samples: int) -> list[Step]:
     """All steps in their order; what needs a model comes once for each."""
-    from fundus_rt.runtime import selftest_device, selftest_model
-    from fundus_rt.runtime.selftest import Step
+    from fundus_rt.runtime.device_check import selftest_device, selftest_model
+    from fundus_rt.runtime.device_check.selftest import Step
 
     steps = [
         Step("software", selftest_device.versions),
@@ -88,10 +88,10 @@ def _engine(model: str, backend: str, device: str) -> Outcome:
     from fundus_rt.models.engine_cache import EngineCache
     from fundus_rt.models.errors import BackendUnavailableError
     from fundus_rt.runtime.commands.build import build
+    from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, Outcome, SkipStep
+    from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
     from fundus_rt.runtime.pipeline import ACQUISITION
-    from fundus_rt.runtime.selftest import FAILED, PASSED, Outcome, SkipStep
     from fundus_rt.runtime.session import ENGINE_SUFFIX, resolve_model
-    from fundus_rt.runtime.tensorrt_library import import_tensorrt
 
     if device == "cpu" or backend == "onnxruntime":
         raise SkipStep("no engine is needed: TensorRT was not asked for (--backend tensorrt --device cuda:0)")

@@ -22,15 +22,15 @@ from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import EyeError, FundusRtError, ReceiptError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
 from fundus_rt.runtime.decode import decode
+from fundus_rt.runtime.device_check.limited_process import run_limited
+from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, Outcome, SkipStep
+from fundus_rt.runtime.device_check.selftest_examples import examples, reference, tensor_in_box, tensor_of
 from fundus_rt.runtime.field_of_view import find_field_of_view
 from fundus_rt.runtime.interpret import Prediction, interpret
-from fundus_rt.runtime.limited_process import run_limited
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.pipeline import ACQUISITION, Pipeline
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import Result
-from fundus_rt.runtime.selftest import FAILED, PASSED, Outcome, SkipStep
-from fundus_rt.runtime.selftest_examples import examples, reference, tensor_in_box, tensor_of
 from fundus_rt.runtime.session import check_receipt
 
 COLD_START_LIMIT_S = 300.0
@@ -299,7 +299,7 @@ def _peak_memory_mb() -> float | None:
 
 
 def _gpu_memory_mb(device: str) -> float | None:
-    from fundus_rt.runtime.cuda_device import CudaDevice
+    from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
 
     try:
         gpu = CudaDevice(int(device.partition(":")[2] or 0))

@@ -18,7 +18,7 @@ from typing import Any
 
 from fundus_rt.models.artifacts import atomic_path
 from fundus_rt.models.errors import FundusRtError
-from fundus_rt.runtime.findings import without_names
+from fundus_rt.runtime.device_check.findings import without_names
 
 REPORT_FORMAT = 1
 """Version of the JSON file."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fundus_rt.runtime import doctor_machine, doctor_software
-from fundus_rt.runtime.doctor_probes import LIMIT_S, probed
-from fundus_rt.runtime.findings import WARNING, Finding
+from fundus_rt.runtime.device_check import doctor_machine, doctor_software
+from fundus_rt.runtime.device_check.doctor_probes import LIMIT_S, probed
+from fundus_rt.runtime.device_check.findings import WARNING, Finding
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 

@@ -22,9 +22,9 @@ from fundus_rt.models.errors import (
     EngineMissingError,
     EngineStaleError,
 )
-from fundus_rt.runtime.machine import MachineIdentity
+from fundus_rt.runtime.nvidia.machine import MachineIdentity
+from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from fundus_rt.runtime.session import ENGINE_SUFFIX
-from fundus_rt.runtime.tensorrt_library import TensorRTLibrary, import_tensorrt
 
 DTYPES = {
     "UINT8": "uint8",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fundus_rt.models.errors import FundusRtError
-from fundus_rt.runtime.cuda_driver import CudaContext, in_megabytes
+from fundus_rt.runtime.nvidia.cuda_driver import CudaContext, in_megabytes
 
 
 class DeviceBuffer:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from fundus_rt.models.errors import FundusRtError
-from fundus_rt.runtime.cuda_driver import CudaContext
-from fundus_rt.runtime.cuda_memory import DeviceBuffer, PinnedArray, quietly
-from fundus_rt.runtime.nvrtc import compile_cuda
+from fundus_rt.runtime.nvidia.cuda_driver import CudaContext
+from fundus_rt.runtime.nvidia.cuda_memory import DeviceBuffer, PinnedArray, quietly
+from fundus_rt.runtime.nvidia.nvrtc import compile_cuda
 
 Argument = DeviceBuffer | PinnedArray | np.generic
 """What a kernel is given: memory, as its device address, or a NumPy scalar of the parameter's own type; `np.uint64` is any
@@ -265,7 +265,7 @@ class CudaDevice:
             self._context.dispose("cuGraphDestroy", recording)
 
     def compile(self, source: str, name: str, options: Sequence[str] = ()) -> bytes:
-        """Compile CUDA source for this GPU; see `fundus_rt.runtime.nvrtc.compile_cuda`."""
+        """Compile CUDA source for this GPU; see `fundus_rt.runtime.nvidia.nvrtc.compile_cuda`."""
         return compile_cuda(source, name, self.compute_capability, options)
 
     def module(self, code: bytes) -> Module:

@@ -1,4 +1,4 @@
-"""What `fundus_rt.runtime.doctor` asks in processes of their own: importing a broken library may end or hang the process.
+"""What `fundus_rt.runtime.device_check.doctor` asks in processes of their own: importing a broken library may end or hang one.
 
 A probe yields names and values one after the other and each is written down at once, so what was learnt before a crash is kept.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fundus_rt.runtime.limited_process import run_limited
+from fundus_rt.runtime.device_check.limited_process import run_limited
 
 Values = Iterator[tuple[str, Any]]
 
@@ -22,7 +22,7 @@ LIMIT_S = 60.0
 """Seconds for one probe; the first import of CUDA's libraries from an SD card takes many."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from fundus_rt.runtime.doctor_probes import main; main(sys.argv[2], sys.argv[3])"
+    "from fundus_rt.runtime.device_check.doctor_probes import main; main(sys.argv[2], sys.argv[3])"
 )
 
 
@@ -109,7 +109,7 @@ def _cuda_provider_problem(ort: Any) -> str:
 
 def _gpu() -> Values:
     from fundus_rt.models.errors import FundusRtError
-    from fundus_rt.runtime.machine import machine_identity
+    from fundus_rt.runtime.nvidia.machine import machine_identity
 
     first = machine_identity(0)
     yield "name", first.gpu_name
@@ -122,7 +122,7 @@ def _gpu() -> Values:
             others.append(machine_identity(len(others) + 1).gpu_name)
     except FundusRtError:
         yield "others", others
-    from fundus_rt.runtime.cuda_device import CudaDevice
+    from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
 
     free, total = CudaDevice(0).memory()
     yield "memory_free", free
@@ -130,7 +130,7 @@ def _gpu() -> Values:
 
 
 def _nvrtc() -> Values:
-    from fundus_rt.runtime.cuda_driver import import_nvrtc
+    from fundus_rt.runtime.nvidia.cuda_driver import import_nvrtc
 
     status, major, minor = import_nvrtc().nvrtcVersion()
     if status != 0:
@@ -140,7 +140,7 @@ def _nvrtc() -> Values:
 
 def _tensorrt(flavour: str) -> Callable[[], Values]:
     def probe() -> Values:
-        from fundus_rt.runtime.tensorrt_library import import_tensorrt
+        from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
 
         yield "version", import_tensorrt(flavour).version
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.errors import EngineError, FundusRtError
 from fundus_rt.runtime.answers import Answers, row_sums
-from fundus_rt.runtime.cuda_device import CudaDevice, Graph, Stream
-from fundus_rt.runtime.cuda_driver import CaptureError
-from fundus_rt.runtime.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice, Graph, Stream
+from fundus_rt.runtime.nvidia.cuda_driver import CaptureError
+from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.tensorrt_engine import DTYPES, INPUT, RECEIPT, Engine
 from fundus_rt.runtime.session import Batch, Box
-from fundus_rt.runtime.tensorrt_engine import DTYPES, INPUT, RECEIPT, Engine
 
 SHAPES_KEPT = 8
 """Batch sizes whose contexts and graphs a slot keeps; the one not used for longest goes first."""

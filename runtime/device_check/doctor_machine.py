@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fundus_rt.runtime.findings import ABSENT, FAULT, OK, WARNING, Finding
-from fundus_rt.runtime.installed_wheels import distribution_version, major
-from fundus_rt.runtime.limited_process import run_limited
-from fundus_rt.runtime.machine import TEGRA_RELEASE, how_to_get_a_driver, jetson_board, l4t_release
+from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING, Finding
+from fundus_rt.runtime.device_check.installed_wheels import distribution_version, major
+from fundus_rt.runtime.device_check.limited_process import run_limited
+from fundus_rt.runtime.nvidia.machine import TEGRA_RELEASE, how_to_get_a_driver, jetson_board, l4t_release
 
 Probe = dict[str, Any]
-"""What `fundus_rt.runtime.doctor_probes.probed` gave."""
+"""What `fundus_rt.runtime.device_check.doctor_probes.probed` gave."""
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")

@@ -1,7 +1,7 @@
 """Crop, mirror and resize on the GPU: a photograph's pixels in, the network's input out, nothing between on the host.
 
 Two CUDA kernels (``fused_kernel.cu``, compiled by NVRTC when a session opens) follow the weights of
-`fundus_rt.runtime.resize_taps`. What they write is what `tensor_from_frame` gives, to the last bit, with two exceptions that lie
+`resize_taps`. What they write is what `tensor_from_frame` gives, to the last bit, with two exceptions that lie
 in OpenCV: its wheels for x86-64 compute ``opencv-cubic`` with Intel's IPP, which differs from OpenCV's own code by one grey level
 in 3 to 4 % of the values, and the kernels have OpenCV's own; and where OpenCV is compiled with fused multiplications, as on ARM,
 its ``opencv-cubic`` and ``opencv-area`` may differ by one where a sum lies next to a half.
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from fundus_rt.models.card import PreprocessingSpec
 from fundus_rt.models.errors import ReceiptError
 from fundus_rt.runtime.answers import row_sums
+from fundus_rt.runtime.nvidia.resize_taps import ARITHMETICS, Taps, resize_taps
 from fundus_rt.runtime.resize import Box
-from fundus_rt.runtime.resize_taps import ARITHMETICS, Taps, resize_taps
 
 SOURCE = "fused_kernel.cu"
 THREADS = 256
@@ -56,7 +56,7 @@ class FusedPreprocessor:
         """Compile the kernels and take memory.
 
         Args:
-            device: a `fundus_rt.runtime.cuda_device.CudaDevice`.
+            device: a `fundus_rt.runtime.nvidia.cuda_device.CudaDevice`.
             spec: the card's preprocessing; `input_size` and `interpolation` are used.
             max_frame: height and width of the largest frame, pixels.
 
@@ -278,7 +278,7 @@ class FusedPreprocessor:
 
 def kernel_source() -> str:
     """The text of the CUDA kernels."""
-    return files("fundus_rt.runtime").joinpath(SOURCE).read_text(encoding="utf-8")
+    return files("fundus_rt.runtime.nvidia").joinpath(SOURCE).read_text(encoding="utf-8")
 
 
 def machine_code(device: Any) -> bytes:

@@ -3,7 +3,7 @@
 All filters that a card can name are separable: each pixel of the result is a weighted sum along a row, then along a column. For
 one crop this module states the weights exactly as the library has them, fixed point where it computes in fixed point, and which
 arithmetic stands between the two passes and behind them (`ARITHMETICS`). Two things are made of it: the tables of the
-CUDA kernel (`fundus_rt.runtime.fused_kernel`), which follows the arithmetic to the last bit, and the two dense matrices of the
+CUDA kernel (`fused_kernel`), which follows the arithmetic to the last bit, and the two dense matrices of the
 portable graph (`filter_matrices`, for `fundus_rt.converters.engines.frame_head`).
 
 The pass along the rows, which makes a picture narrow, always comes first; so do Pillow before version 13, OpenCV and TensorFlow.

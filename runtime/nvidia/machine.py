@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fundus_rt.models.errors import BackendUnavailableError
-from fundus_rt.runtime.cuda_driver import import_driver
+from fundus_rt.runtime.nvidia.cuda_driver import import_driver
 
 TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 """Jetson's release; a container gets it from the host with ``--runtime nvidia``."""

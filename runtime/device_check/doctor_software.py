@@ -8,11 +8,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fundus_rt.runtime.findings import ABSENT, FAULT, OK, WARNING, Finding
-from fundus_rt.runtime.installed_wheels import Wheel, distribution_version, imported_from, in_one_folder, major, wheels_with
+from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING, Finding
+from fundus_rt.runtime.device_check.installed_wheels import (
+    Wheel,
+    distribution_version,
+    imported_from,
+    in_one_folder,
+    major,
+    wheels_with,
+)
 
 Probe = dict[str, Any]
-"""What `fundus_rt.runtime.doctor_probes.probed` gave."""
+"""What `fundus_rt.runtime.device_check.doctor_probes.probed` gave."""
 
 _FOR_CUDA_12 = "'onnxruntime-gpu<1.27'"
 """Wheels on the public index are built for CUDA 13 from 1.27 on."""

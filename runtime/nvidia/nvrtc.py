@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fundus_rt.models.errors import BackendUnavailableError
-from fundus_rt.runtime.cuda_driver import import_nvrtc
+from fundus_rt.runtime.nvidia.cuda_driver import import_nvrtc
 
 
 def compile_cuda(source: str, name: str, compute_capability: tuple[int, int], options: Sequence[str] = ()) -> bytes:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, FundusRtError, StoppedError
 from fundus_rt.runtime.answers import Answers, check_row_sums, require_finite
-from fundus_rt.runtime.cuda_device import CudaDevice
-from fundus_rt.runtime.cuda_memory import PinnedMemory
-from fundus_rt.runtime.engine_slot import EngineSlot
-from fundus_rt.runtime.fused_kernel import FusedPreprocessor
-from fundus_rt.runtime.machine import machine_identity
+from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
+from fundus_rt.runtime.nvidia.cuda_memory import PinnedMemory
+from fundus_rt.runtime.nvidia.engine_slot import EngineSlot
+from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.machine import machine_identity
+from fundus_rt.runtime.nvidia.tensorrt_engine import RECEIPT, Engine, find_engine, open_engine
 from fundus_rt.runtime.session import BackendInfo, Batch, Box, cuda_index, require_input
-from fundus_rt.runtime.tensorrt_engine import RECEIPT, Engine, find_engine, open_engine
 
 
 class TensorRTSession:

@@ -17,14 +17,14 @@ from PIL import Image
 from fundus_rt.models.card import FLOAT_INTERPOLATIONS, INTERPOLATIONS, PreprocessingSpec
 from fundus_rt.models.registry import load_card
 from fundus_rt.runtime.decode import decode
-from fundus_rt.runtime.doctor import examine
+from fundus_rt.runtime.device_check.doctor import examine
+from fundus_rt.runtime.device_check.findings import FAULT, WARNING, worst_state
+from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, Outcome, SkipStep
+from fundus_rt.runtime.device_check.selftest_examples import examples, levels_apart, reference, tensor_in_box
 from fundus_rt.runtime.field_of_view import find_field_of_view
-from fundus_rt.runtime.findings import FAULT, WARNING, worst_state
+from fundus_rt.runtime.nvidia.resize_taps import filter_matrices
 from fundus_rt.runtime.preprocess import crop_box
 from fundus_rt.runtime.resize import resize
-from fundus_rt.runtime.resize_taps import filter_matrices
-from fundus_rt.runtime.selftest import FAILED, PASSED, Outcome, SkipStep
-from fundus_rt.runtime.selftest_examples import examples, levels_apart, reference, tensor_in_box
 
 MOST_LEVELS_DECODED = 2.0
 """Grey levels that another JPEG library may round differently; a wrong conversion of colours is far above."""

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: CUDA through cuda-python, TensorRT engines, and the kernels that crop and resize on the GPU."""
