@@ -1,4 +1,4 @@
-"""A CUDA driver of plain host memory, for the tests: what runtime/nvidia/cuda_driver.py calls, with the real names, values and rules.
+"""A CUDA driver of plain host memory, for tests: what runtime/nvidia/cuda_driver.py calls, with the real names, values and rules.
 
 Work on a stream is done only when somebody waits for the stream, so that reading a result too early shows. Work is recorded
 while a stream is capturing, and then done by each launch. Kernels are Python functions, registered by name. Errors can be
