@@ -105,7 +105,8 @@ def network_figures(name: str, folder: Path, pictures: list[Path], rounds: int) 
     """Rates and core-times of one network; `rounds` turns of every way, the median of each kept."""
     checkpoint = published.write_checkpoint(name, folder)
     model = folder / f"{name}.onnx"
-    run_measured([*PROGRAM, "convert", str(checkpoint), "--card", published.CARDS[name], "-o", str(model)])
+    order = ["--labels", "assumed"] if any(o.labels_assumed for o in load_card(published.CARDS[name]).outputs) else []
+    run_measured([*PROGRAM, "convert", str(checkpoint), "--card", published.CARDS[name], *order, "-o", str(model)])
     cores = int(environment()["cores"])
     pipeline = Pipeline(model, threads=1)
     unchecked = Pipeline(model, threads=1, check=False)
