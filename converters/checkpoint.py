@@ -45,8 +45,10 @@ class Checkpoint:
     module: Any = field(default=None, repr=False)
     """The whole pickled module (`torch.nn.Module`, wrappers taken off) of a trusted file; None for all others."""
     classes: tuple[str, ...] = ()
-    """Names of the classes in the order of the columns, where the file itself lists them (OpenMMLab's
-    ``meta.dataset_meta.classes``, torchvision's ``class_to_idx``); empty when it does not."""
+    """Names of the classes in the order of the columns, the first list of the file itself (OpenMMLab's
+    ``meta.dataset_meta.classes``, torchvision's ``class_to_idx``); empty when it has none."""
+    class_lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Every list that may be one of the classes which the file holds, with its key; each is held against the card."""
     stated_architecture: str = ""
     """What the file's own training options call the network (``arch``, ``args.model``), unchecked; empty when they do not."""
     warnings: tuple[str, ...] = ()

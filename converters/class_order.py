@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _NAMES = """
@@ -18,6 +18,11 @@ NAMES_OF_LISTS = frozenset(_NAMES.split())
 """Keys, in small letters, under which the classes are listed: Hugging Face's ``id2label``, torchvision's ``class_to_idx``, Keras'
 ``class_indices``, scikit-learn's ``target_names``, Ultralytics' ``names``, ..."""
 MOST_CLASSES = 10_000
+HEADINGS = {"name", "names", "class", "classes", "class name", "label", "labels", "label name", "category"}
+"""A first line that is no class."""
+NUMBER_FIRST = re.compile(r"(?P<column>[0-9]{1,6})\s*[:,;=\s]\s*(?P<name>.+)")
+NUMBER_LAST = re.compile(r"(?P<name>.*[^\s:,;=])\s*[:,;=\s]\s*(?P<column>[0-9]{1,6})")
+"""A name with its column in one line."""
 
 
 def class_order(entry: Any) -> tuple[str, ...]:
@@ -25,7 +30,8 @@ def class_order(entry: Any) -> tuple[str, ...]:
 
     Args:
         entry: a list of names; a dictionary from names to columns or from columns to names; or either as text: JSON, Python, or
-            one name in each line, or between commas, with its number before it or without.
+            one name in each line, or between commas, with its number before it, behind it or without. Columns count from 0 or
+            from 1. Lines that begin with # are comments, and a table may have a line of headings.
 
     Returns:
         The names; empty where the entry is something else, a name or a column is missing or there twice.
@@ -49,18 +55,34 @@ def listed_classes(options: Mapping[Any, Any]) -> list[tuple[str, tuple[str, ...
 
 
 def in_another_order(labels: tuple[str, ...], stated: tuple[str, ...]) -> bool:
-    """Whether two lists have the same names in different orders; capital and small letters are the same."""
-    own, other = ([" ".join(name.split()).casefold() for name in names] for names in (labels, stated))
-    return sorted(own) == sorted(other) and own != other
+    """Whether two lists of one length have a name in different columns.
+
+    Capital and small letters are the same, and so are blanks and signs between words ("No DR", "no_dr", "No-DR").
+    """
+    own, other = (plain_names(names) for names in (labels, stated))
+    if len(own) != len(other) or len(set(own)) < len(own) or len(set(other)) < len(other):
+        return False
+    return any(name in own and own.index(name) != column for column, name in enumerate(other))
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Names in small letters, with one blank in place of what stands between words; a name of signs alone stays."""
+    return [re.sub(r"[\W_]+", " ", name.casefold()).strip() or name for name in names]
+
+
+def of_these_classes(labels: tuple[str, ...], stated: tuple[str, ...]) -> bool:
+    """Whether a list may be one of these classes: it has as many names, or a name of theirs."""
+    return len(labels) == len(stated) or not set(plain_names(labels)).isdisjoint(plain_names(stated))
 
 
 def _by_column(entry: Mapping[Any, Any]) -> list[Any]:
-    """Names in the order of their columns; empty where the columns are not 0, 1, 2, ..."""
+    """Names in the order of their columns; empty where the columns are neither 0, 1, 2, ... nor 1, 2, 3, ..."""
     pairs = [(_column(value), key) for key, value in entry.items()]
     if any(column is None for column, _ in pairs):
         pairs = [(_column(key), value) for key, value in entry.items()]
     named = {column: name for column, name in pairs if column is not None}
-    return [named[column] for column in range(len(entry))] if sorted(named) == list(range(len(entry))) else []
+    columns = sorted(named)
+    return [named[column] for column in columns] if columns in (list(range(len(entry))), list(range(1, len(entry) + 1))) else []
 
 
 def _column(value: Any) -> int | None:
@@ -82,8 +104,14 @@ def _order_in_text(text: str) -> tuple[str, ...]:
             return () if isinstance(content, str) else class_order(content)
         return ()
     lines = [line.strip() for line in (text.splitlines() if "\n" in text else text.split(","))]
-    lines = [line for line in lines if line]
-    numbered = [re.fullmatch(r"([0-9]{1,6})\s*[:,;\s]\s*(.+)", line) for line in lines]
-    if lines and all(numbered):
-        return class_order({found[1]: found[2] for found in numbered if found})
+    lines = [line for line in lines if line and not line.startswith("#")]
+    for rows in (lines, lines[1:]):  # the second: without a line of headings
+        for form in (NUMBER_FIRST, NUMBER_LAST):
+            numbered = [form.fullmatch(row) for row in rows]
+            if len(rows) > 1 and all(numbered):
+                order = class_order({found["column"]: found["name"] for found in numbered if found})
+                if order or form is NUMBER_FIRST:  # the lines "grade 0", "grade 1" are names themselves
+                    return order
+    if len(lines) > 2 and plain_names(lines[:1])[0] in HEADINGS:
+        lines = lines[1:]
     return class_order(lines)

@@ -17,6 +17,9 @@ from fundus_rt.models.errors import UnsupportedCheckpointError
 TASK_ACTIVATIONS = {"regression": "none", "multiclass": "softmax", "multilabel": "sigmoid"}
 """What makes the card's unit of a linear output; a binary output takes sigmoid on one column, softmax on two."""
 
+INSIDE_NAMES = {"logarithm": "a logarithm", "changed": "arithmetic behind an activation"}
+"""How what `activation_inside` finds is called in messages, where its own word does not do."""
+
 STANDARDISED = 6.0
 """Answers within this many units of zero are taken for a standardised target: no fundus photograph of an infant is in sight,
 and no standardised one lies six deviations out."""
@@ -37,7 +40,8 @@ def settled(architecture: Architecture, model: Any, checkpoint: Checkpoint, answ
     if len(model.graph.output) != 1:
         return architecture  # `ship` says what is wrong with the number of outputs
     found = activation_inside(model, model.graph.output[0].name, answers)
-    if architecture.activation not in (None, found):
+    positive = architecture.activation == "none" and found == "changed"  # a softplus, whose numbers are used as they are
+    if architecture.activation not in (None, found) and not positive:
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} says that it ends with {architecture.activation}, its graph ends with {found}; which "
             f"of them holds cannot be told, so nothing is converted"
@@ -67,13 +71,13 @@ def resolved_card(card: ModelCard, architecture: Architecture, checkpoint: Check
     inside_problem = _contradiction(output, columns, inside)
     if inside_problem:
         raise UnsupportedCheckpointError(
-            f"{file} ends with {'a logarithm' if inside == 'logarithm' else inside}, {inside_problem}"
+            f"{file} ends with {INSIDE_NAMES.get(str(inside), inside)}, {inside_problem}"
         )
     by_task = TASK_ACTIVATIONS.get(output.task, "sigmoid" if columns == 1 else "softmax")
     resolved = by_task if inside in (None, "none", "log-softmax") else "none"
     if output.activation not in (None, resolved) and inside not in (None, "none"):
         raise UnsupportedCheckpointError(
-            f"{file} already ends with {inside}, and output {output.name!r} of the card {card.name!r} asks for "
+            f"{file} already ends with {INSIDE_NAMES.get(str(inside), inside)}, and output {output.name!r} of the card {card.name!r} asks for "
             f"{output.activation} on top, where {resolved} is needed: the probabilities would be wrong. Set the card's "
             f"activation to null."
         )
@@ -86,6 +90,12 @@ def _contradiction(output: OutputSpec, columns: int, inside: str | None) -> str:
     where = f"output {output.name!r} of the card is a {output.task} output"
     if inside == "softmax" and columns == 1:
         return "on one number, which is always 1: a broken network"
+    if inside == "changed" and output.task != "regression" and output.activation != "none":
+        return (
+            f"such as a sigmoid times 100, a softmax minus 0.5, a negative logarithm or a tanh, so its numbers are neither "
+            f"probabilities nor what an activation makes probabilities of, but {where}. Export the network without what follows "
+            f'the activation, or say "activation": "none" in the card if the numbers are probabilities all the same'
+        )
     if inside == "logarithm" or (inside == "log-softmax" and output.task not in ("binary", "multiclass")):
         return (
             f"which gives logarithms of probabilities, but {where}, and neither sigmoid nor softmax makes its numbers of "

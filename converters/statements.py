@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
     """
     config, unread = read_beside(checkpoint.path, CONFIG)
     images, unread_too = read_beside(checkpoint.path, PREPROCESSOR)
-    _check_labels(checkpoint, card, config)
+    notes = _check_labels(checkpoint, card, config)
     warnings = [reason for reason in (unread, unread_too) if reason]
     inner = config.get("pretrained_cfg")
     inner = inner if isinstance(inner, dict) else {}
@@ -78,7 +79,7 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
     filtered = RESAMPLE.get(resample) if isinstance(resample, int) else None
     warnings += preparation_warnings(f"{PREPROCESSOR} beside the checkpoint", card, mean, std, filtered)
     warnings += _option_warnings(checkpoint, card, named)
-    return replace(found, warnings=(*found.warnings, *warnings)) if warnings else found
+    return replace(found, notes=(*found.notes, *notes), warnings=(*found.warnings, *warnings)) if warnings or notes else found
 
 
 def same_normalisation(spec: PreprocessingSpec, mean: Any, std: Any) -> bool:
@@ -110,13 +111,15 @@ def preparation_warnings(source: str, card: ModelCard, mean: Any, std: Any, filt
 
 def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str) -> list[str]:
     """What the training options in the file say otherwise than the card, or of the network and no tensor shows."""
-    said, source = dict(checkpoint.stated_preparation), f"{checkpoint.path.name} itself"
+    source = f"{checkpoint.path.name} itself"
+    said = dict(checkpoint.stated_preparation)
     filtered = str(said.pop("interpolation", "")).lower()
     found = preparation_warnings(source, card, said.pop("mean", None), said.pop("std", None), filtered)
     sizes = [said.pop(key, None) for key in ("img_size", "input_size")]
     for size in sizes:
-        numbers = [size] if isinstance(size, int) else [number for number in size or () if isinstance(number, int)]
-        if isinstance(size, (int, list)) and numbers and not set(numbers) >= set(card.preprocessing.input_size):
+        sides = size if isinstance(size, (list, tuple)) else [size]
+        numbers = [round(side) for side in sides if isinstance(side, (int, float)) and math.isfinite(side)]
+        if numbers and not set(numbers) >= set(card.preprocessing.input_size):
             found.append(
                 f"{source} says pictures of {' x '.join(map(str, numbers))} pixels, the card {card.name!r} prepares "
                 f"{' x '.join(map(str, card.preprocessing.input_size))}"
@@ -159,20 +162,34 @@ def _folders_of(path: Path) -> list[Path]:
     return folders
 
 
-def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, Any]) -> None:
-    """Every list of the classes, in the file and beside it, in the card's order where it has the card's names."""
-    orders = [(checkpoint.classes, checkpoint.path.name)]
+def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, Any]) -> list[str]:
+    """Hold every list of the classes, in the file and beside it, against the card and against each other.
+
+    Returns:
+        A note for each list beside the file.
+    """
+    file = checkpoint.path.name
     inner = config.get("pretrained_cfg")
+    beside: list[tuple[tuple[str, ...], str]] = []
     for options in (config, inner if isinstance(inner, dict) else {}):
-        orders += [(order, f"{CONFIG} beside {checkpoint.path.name} ({key})") for key, order in listed_classes(options)]
+        beside += [(order, f"{CONFIG} beside {file} ({key})") for key, order in listed_classes(options)]
     for name in LISTS:
-        text = _text_beside(checkpoint.path, name)[0]
-        orders.append((class_order(text), f"{name} beside {checkpoint.path.name}"))
-    for order, source in orders:
+        beside.append((class_order(_text_beside(checkpoint.path, name)[0]), f"{name} beside {file}"))
+    beside = [(order, source) for order, source in beside if order]
+    inside = [(order, f"{file} ({key})") for key, order in checkpoint.class_lists] or [(checkpoint.classes, file)]
+    for (order, source), (other, elsewhere) in combinations(beside, 2):
+        if in_another_order(order, other):
+            raise UnsupportedCheckpointError(
+                f"{source} names the columns {', '.join(order)}, and {elsewhere} names them {', '.join(other)}: which order holds "
+                f"cannot be told. Ask the authors, and move the one that does not hold, or belongs to another model, away."
+            )
+    for order, source in (*inside, *beside):
+        away = ", or move it away if it belongs to another model" if (order, source) in beside else ""
         for output in card.outputs:
             if in_another_order(output.labels, order):
                 raise UnsupportedCheckpointError(
                     f"{source} names the columns {', '.join(order)}, in this order, but the card {card.name!r} names them "
                     f"{', '.join(output.labels)}: every answer would be called by another class. Give "
-                    f"--labels {','.join(order)!r}, the order of the file."
+                    f"--labels {','.join(order)!r}, the order of the file{away}."
                 )
+    return [f"{source} lists {', '.join(repr(name[:40]) for name in order[:12])}" for order, source in beside]

@@ -21,11 +21,10 @@ DRAWING = 1
 TOLERANCE = 0.1
 """How far an answer may lie from the known one, as a share of how far the two known answers lie apart. Another device's rounding
 moves answers by far less, other weights and other pictures by more."""
-LEAST_DIFFERENCE = 1e-3
-"""Two answers tell nothing apart where they differ by less than this share of the largest number: a tenth of that is what
-float32 on another device may round."""
-LEAST_SHARE = 0.1
-"""Outputs that tell the two pictures apart by less than this share of what the best one does are left out."""
+ROUNDING = 2e-3
+"""The same as a share of the largest known number, where that is more: what half precision or TF32 may move a sound answer by."""
+LEAST_DIFFERENCE = 1e-2
+"""Two pictures tell nothing where no output differs by more than this share of its largest number."""
 
 _LOOKS = (
     # red, green, blue; disc's column and row; how many lesions in 256
@@ -75,7 +74,7 @@ class Canary:
 
     pictures: tuple[int, int]
     answers: dict[str, NDArray[np.float32]]
-    """Per output that tells the two apart: float32 [2, columns], as the network gives them, before any activation."""
+    """By output: float32 [2, columns], as the network gives them, before any activation; at least one tells the two apart."""
 
     def batch(self, size: tuple[int, int], dtype: str) -> NDArray[Any]:
         """Both pictures as the network takes them, [2, H, W, 3]."""
@@ -90,15 +89,16 @@ class Canary:
                 found.append(f"{name}: {'no answer' if numbers is None else f'{numbers.shape} or not finite'}")
                 continue
             apart = float(np.abs(known[0] - known[1]).max())
-            off = np.abs(numbers - known).max(axis=1) / apart
-            if off.max() <= TOLERANCE:
+            allowed = max(TOLERANCE * apart, ROUNDING * float(np.abs(known).max()))
+            off = float(np.abs(numbers - known).max())
+            if off <= allowed:
                 continue
-            if np.abs(numbers[::-1] - known).max() <= TOLERANCE * apart:
+            if float(np.abs(numbers[::-1] - known).max()) <= allowed:
                 found.append(f"{name}: the two answers are exchanged")
             elif np.array_equal(numbers[0], numbers[1]):
                 found.append(f"{name}: one answer was given for both")
             else:
-                found.append(f"{name}: {100 * off.max():.3g} % of their distance away from the known answers")
+                found.append(f"{name}: {off:.3g} away from the known answers, which are {apart:.3g} apart")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +120,8 @@ def canary_from_dict(values: Mapping[str, Any]) -> Canary | None:
         answers = {name: np.asarray(rows, np.float32) for name, rows in values["answers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"the card's canary cannot be read ({error}); convert the checkpoint again") from error
-    right = all(rows.ndim == 2 and len(rows) == 2 and np.ptp(rows, axis=0).max() > 0 for rows in answers.values())
+    right = all(rows.ndim == 2 and len(rows) == 2 and np.isfinite(rows).all() for rows in answers.values())
+    right = right and any(np.ptp(rows, axis=0).max() > 0 for rows in answers.values())
     if not (answers and right and min(first, second) >= 0 and max(first, second) < PICTURES):
         raise ValueError("the card's canary has no two different answers to two known pictures; convert the checkpoint again")
     return Canary((first, second), answers)
@@ -133,7 +134,7 @@ def chosen_canary(answers: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Canary
         answers: of the original network to all `PICTURES` pictures, [PICTURES, columns] by output name.
 
     Returns:
-        The canary, with every output that tells the two pictures apart; None where none does.
+        The canary, with every output; None where none tells two pictures apart.
     """
     numbers = {name: np.asarray(rows, np.float32) for name, rows in answers.items()}
     best: tuple[float, tuple[int, int]] = (0.0, (0, 1))
@@ -141,10 +142,9 @@ def chosen_canary(answers: Mapping[str, Sequence[Any] | NDArray[Any]]) -> Canary
         if not np.isfinite(rows).all():
             return None
         best = max(best, *((_difference(rows, *pair), pair) for pair in combinations(range(PICTURES), 2)))
-    pair = list(best[1])
-    least = max(LEAST_DIFFERENCE, LEAST_SHARE * best[0])
-    kept = {name: rows[pair] for name, rows in numbers.items() if _difference(rows, *pair) > least}
-    return Canary(best[1], kept) if kept else None
+    if best[0] <= LEAST_DIFFERENCE:
+        return None
+    return Canary(best[1], {name: rows[list(best[1])] for name, rows in numbers.items()})
 
 
 def _difference(rows: NDArray[np.float32], first: int, second: int) -> float:

@@ -51,7 +51,7 @@ class DeviceLostError(StoppedError):
     """The GPU or its driver stopped answering."""
 
 
-class DeviceMemoryError(FundusRtError):
+class DeviceMemoryError(StoppedError):
     """The GPU's memory is not enough for what was asked."""
 
 

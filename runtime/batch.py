@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from fundus_rt.models.artifacts import sha256_of_bytes
-from fundus_rt.models.errors import BackendUnavailableError, FundusRtError, StoppedError
+from fundus_rt.models.errors import BackendUnavailableError, EngineError, FundusRtError, StoppedError
 from fundus_rt.runtime.eye import eye_from_file_name
 from fundus_rt.runtime.inputs import Item
 from fundus_rt.runtime.pipeline import Pipeline, Prepared
@@ -136,7 +136,9 @@ class Answerer:
             "file name": eye_from_file_name(os.path.basename(item.path)),
         }
         try:
-            return row, self._pipeline.prepare_bytes(content, sources, self._options.mirrored_by_source, out)
+            return row, self._pipeline.prepare_bytes(
+                content, sources, self._options.mirrored_by_source, out, whole=self._batch == 1
+            )
         except StoppedError:
             raise
         except Exception as error:  # one picture must not end the run of all others; the row says what happened
@@ -150,7 +152,7 @@ def _failure(error: Exception, row: Row) -> Row:
     if isinstance(error, MemoryError):
         return {"error": "not enough memory for this picture; give a smaller one", "key": None}
     if isinstance(error, FundusRtError):
-        return {"error": text, "key": None if isinstance(error, BackendUnavailableError) else row["key"]}
+        return {"error": text, "key": None if isinstance(error, (BackendUnavailableError, EngineError)) else row["key"]}
     return {"error": f"unexpected {type(error).__name__}: {text}; please report this with the picture's format", "key": None}
 
 
@@ -158,8 +160,7 @@ def row_key(item: Item, digest: str, pipeline: Pipeline, options: AnswerOptions)
     """What makes a row the same row: path, content, model, eye and options; 32 hexadecimal digits."""
     parts = [
         os.path.abspath(item.path), digest, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
-        str(options.mirrored_by_source), str(pipeline.checks), pipeline.backend.name, pipeline.backend.device,
-        pipeline.backend.provider,
+        str(options.mirrored_by_source), str(pipeline.checks), *pipeline.asked,
     ]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 

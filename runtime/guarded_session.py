@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.models.canary import Canary, canary_from_dict
+from fundus_rt.models.canary import PICTURES, Canary, canary_from_dict, canary_picture
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import (
     BackendUnavailableError,
@@ -27,6 +27,10 @@ from fundus_rt.runtime.session import ENGINE_SUFFIX, BackendInfo, Batch, Box, Fr
 
 CANARY_EVERY = 500
 """Answered pictures after which the two known ones are asked for again."""
+FRAME_TOLERANCE = 2e-3
+"""How far an answer to a whole frame may lie from the one to the host's tensor, as a share of the largest number: single values
+of the tensor may differ by one grey level (OpenCV's cubic filter)."""
+Answers = dict[str, NDArray[np.float32]]
 
 
 def open_guarded(
@@ -56,19 +60,29 @@ def open_guarded(
     def on_cpu() -> Session:
         return open_session(model, "onnxruntime", "cpu", threads)
 
-    try:
-        return GuardedSession(open_session(model, "tensorrt", device, threads), continue_with=on_cpu)
-    except (BackendUnavailableError, EngineMissingError) as error:
-        said = f"TensorRT was not used ({' '.join(str(error).split())})"
-    return GuardedSession(open_session(model, "onnxruntime", device, threads), continue_with=on_cpu, said=(said,))
+    said: list[str] = []
+    problems: list[str] = []
+    for way, name in (("tensorrt", "TensorRT"), ("onnxruntime", "ONNX Runtime on the GPU")):
+        try:
+            session = open_session(model, way, device, threads)
+        except (BackendUnavailableError, EngineMissingError) as error:
+            problems.append(f"{name}: {' '.join(str(error).split())}")
+            said.append(f"{name} was not used ({' '.join(str(error).split())})")
+        except (DeviceLostError, DeviceMemoryError) as error:
+            said.append(f"{name} on {device} failed ({' '.join(str(error).split())}): answered on the CPU")
+            return GuardedSession(on_cpu(), said=tuple(said))
+        else:
+            return GuardedSession(session, continue_with=on_cpu, said=tuple(said))
+    raise BackendUnavailableError(f"nothing computes on {device}. {' '.join(problems)}")
 
 
 class GuardedSession:
     """Another session with a guard before it. Thread-safe as that one is.
 
     Opening it asks for the two known pictures of the card (`fundus_rt.models.canary`), and so does every `CANARY_EVERY` answers,
-    in changing order, so that an answer that got stuck shows. A wrong answer to them, a receipt that does not match or a lost
-    device stops it: every later call raises the same error.
+    in changing order, so that an answer that got stuck shows. Where the session takes whole frames, drawn ones have to give the
+    same answers through the GPU's crop and resize as through the host's. A wrong answer, a receipt that does not match or a lost
+    device stops it: every later call raises the same error, and so do the calls that are under way.
     """
 
     def __init__(
@@ -94,7 +108,7 @@ class GuardedSession:
         self._session = session
         self._every = every
         self._continue_with = continue_with
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._answered = 0
         self._turn = False
         self._stopped: StoppedError | None = None
@@ -102,18 +116,21 @@ class GuardedSession:
         self.card: ModelCard = session.card
         try:
             self._canary: Canary | None = canary_from_dict(session.card.canary)
+            if self._canary is None:
+                self._said += (
+                    "the model file carries no pictures with known answers, so the device cannot be checked with them",
+                )
+            self._look(session)
         except ValueError as error:
             session.close()
             raise ModelFileError(f"{session.card.name}: {error}") from error
-        if self._canary is None:
-            self._said += ("the model file carries no pictures with known answers, so the device cannot be checked with them",)
-        try:
-            self._look()
-        except (CanaryError, DeviceLostError, DeviceMemoryError) as error:
-            if isinstance(error, CanaryError) or not self._may_continue(error, session):
+        except (DeviceLostError, DeviceMemoryError) as error:
+            if not self._may_continue(error, session):
                 session.close()
                 raise
-            self._look()
+        except BaseException:
+            session.close()
+            raise
 
     @property
     def backend(self) -> BackendInfo:
@@ -125,12 +142,16 @@ class GuardedSession:
         """What every result has to say."""
         return self._said + self._session.warnings
 
-    def run(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+    def run(self, batch: Batch) -> Answers:
         """Answer a batch, see `fundus_rt.runtime.session.Session.run`.
 
         Raises:
             StoppedError: of whichever kind stopped this session, now or earlier.
         """
+        return self.answer(batch)[0]
+
+    def answer(self, batch: Batch) -> tuple[Answers, BackendInfo]:
+        """As `run`, with what computed it."""
         return self._guarded(lambda session: session.run(batch), len(batch))
 
     @property
@@ -138,10 +159,14 @@ class GuardedSession:
         """Whether crop, resize and mirroring are better left to `run_frame`."""
         return self._session.takes_frames
 
-    def run_frame(self, frame: NDArray[np.uint8], box: Box, mirror: bool) -> dict[str, NDArray[np.float32]]:
+    def run_frame(self, frame: NDArray[np.uint8], box: Box, mirror: bool) -> Answers:
         """Answer one frame, see `fundus_rt.runtime.session.FrameSession.run_frame`; on the host where the session cannot."""
+        return self.answer_frame(frame, box, mirror)[0]
 
-        def ask(session: Session) -> dict[str, NDArray[np.float32]]:
+    def answer_frame(self, frame: NDArray[np.uint8], box: Box, mirror: bool) -> tuple[Answers, BackendInfo]:
+        """As `run_frame`, with what computed it."""
+
+        def ask(session: Session) -> Answers:
             if session.takes_frames:
                 return cast(FrameSession, session).run_frame(frame, box, mirror)
             return session.run(tensor_from_box(frame, box, self.card.preprocessing, mirror)[None])
@@ -158,59 +183,98 @@ class GuardedSession:
         """Release the network."""
         self._session.close()
 
-    def _guarded(self, ask: Callable[[Session], dict[str, NDArray[np.float32]]], count: int) -> dict[str, NDArray[np.float32]]:
-        if self._stopped is not None:
-            raise type(self._stopped)(str(self._stopped))
+    def _guarded(self, ask: Callable[[Session], Answers], count: int) -> tuple[Answers, BackendInfo]:
+        self._require_trusted()
         session = self._session
         try:
             answers = ask(session)
             with self._lock:
                 self._answered += count
-                due = self._answered >= self._every
-                if due:
+                if self._answered >= self._every and self._session is session:
+                    self._look(session)  # one that does not pass is due again at the next answer
                     self._answered = 0
-            if due:
-                self._look()
-        except (StoppedError, DeviceMemoryError) as error:
+        except Exception as error:
             if isinstance(error, (DeviceLostError, DeviceMemoryError)) and self._may_continue(error, session):
                 return self._guarded(ask, count)
+            if self._session is not session and not isinstance(error, StoppedError):
+                return self._guarded(ask, count)  # it was closed under this call, for another thread went on elsewhere
             if isinstance(error, StoppedError):
-                self._stopped = type(error)(str(error))  # without the traceback, which would keep the device's memory
+                self._stop(error)
             raise
-        return answers
+        self._require_trusted()  # another thread may have found out meanwhile
+        return answers, session.backend
 
-    def _look(self) -> None:
-        """Ask for the two known pictures; `CanaryError` where the answers are not the known ones."""
-        if self._canary is None:
-            return
+    def _require_trusted(self) -> None:
+        if self._stopped is not None:
+            raise type(self._stopped)(str(self._stopped))
+
+    def _stop(self, error: StoppedError) -> None:
+        """Keep the first error that stops this session, without its traceback, which would keep the device's memory in use."""
+        self._stopped = self._stopped or type(error)(str(error))
+
+    def _look(self, session: Session) -> None:
+        """Ask for the two known pictures, and for drawn frames; `CanaryError` where the answers are not the known ones."""
+        problems: list[str] = []
         spec = self.card.preprocessing
-        self._turn = not self._turn
-        order = [0, 1] if self._turn else [1, 0]
-        answered = self._session.run(np.ascontiguousarray(self._canary.batch(spec.input_size, spec.input_dtype)[order]))
-        problems = self._canary.problems({name: rows[order] for name, rows in answered.items()})
+        if self._canary is not None:
+            self._turn = not self._turn
+            order = [0, 1] if self._turn else [1, 0]
+            answered = session.run(np.ascontiguousarray(self._canary.batch(spec.input_size, spec.input_dtype)[order]))
+            problems += self._canary.problems({name: rows[order] for name, rows in answered.items()})
+        if session.takes_frames:
+            problems += frame_problems(cast(FrameSession, session))
         if problems:
+            info = session.backend
             raise CanaryError(
-                f"{self.card.name} does not give its known answers to its two known pictures on {self.backend.name} "
-                f"{self.backend.version} ({self.backend.device}): {'; '.join(problems)}. None of its answers can be trusted. Run "
-                "`fundus-rt doctor`, try another backend, and convert the checkpoint again if it stays."
+                f"{self.card.name} does not give its known answers to its known pictures on {info.name} {info.version} "
+                f"({info.device}): {'; '.join(problems)}. None of its answers can be trusted. Run `fundus-rt doctor`, try "
+                "another backend, and convert the checkpoint again if it stays."
             )
 
-    def _may_continue(self, error: Exception, failed: Session) -> bool:
-        """Put the other session in place of the failed one, once; False where there is none."""
+    def _may_continue(self, error: StoppedError, failed: Session) -> bool:
+        """Put the other session in place of the failed one, once, after it has shown its known answers; False where none is."""
         with self._lock:
             if self._session is not failed:
                 return True  # another thread has done it
-            if self._continue_with is None:
+            if self._continue_with is None or self._stopped is not None:
                 return False
+            open_other, self._continue_with = self._continue_with, None
             before = failed.backend
+            failed.close()  # first, for both may share one memory
             try:
-                self._session = self._continue_with()
-            except FundusRtError as other:
-                raise type(error)(f"{error} It cannot be gone on with on the CPU either: {other}") from error
-            self._continue_with = None
+                other = open_other()
+                try:
+                    self._look(other)
+                except BaseException:
+                    other.close()
+                    raise
+            except CanaryError as wrong:
+                self._stop(wrong)
+                raise
+            except FundusRtError as second:
+                ended = type(error)(f"{error} It cannot be gone on with on the CPU either: {second}")
+                self._stop(ended)
+                raise ended from error
             cause = " ".join(str(error).split())
-            self._said += (
-                f"{before.name} on {before.device} failed ({cause}): answered on {self._session.backend.device} since",
-            )
-        failed.close()
+            self._said += (f"{before.name} on {before.device} failed ({cause}): answered on {other.backend.device} since",)
+            self._session = other
         return True
+
+
+def frame_problems(session: FrameSession) -> list[str]:
+    """What is wrong with a session's own crop and resize: drawn frames, straight and mirrored, held against the host's.
+
+    The crop is larger than the network's input and reaches beyond the frame, so every part of the way is used.
+    """
+    spec = session.card.preprocessing
+    height, width = spec.input_size
+    found = []
+    for which, mirror in ((0, False), (PICTURES - 1, True)):
+        frame = canary_picture(which, (2 * height + 37, 3 * width + 11))
+        box = (width // 2, -9, width // 2 + 2 * height + 30, 2 * height + 21)
+        expected = session.run(tensor_from_box(frame, box, spec, mirror)[None])
+        for name, rows in session.run_frame(frame, box, mirror).items():
+            apart = float(np.abs(rows - expected[name]).max())
+            if not apart <= FRAME_TOLERANCE * float(np.abs(expected[name]).max()) + 1e-6:
+                found.append(f"{name}: {apart:.3g} away from the host's crop and resize of a {'mirrored ' * mirror}frame")
+    return found

@@ -25,9 +25,9 @@ from fundus_rt.models.errors import EyeError, NotFundusError
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
 from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
-from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
+from fundus_rt.runtime.guarded_session import Answers, GuardedSession, open_guarded
 from fundus_rt.runtime.interpret import Prediction, interpret
-from fundus_rt.runtime.preprocess import crop_box, tensor_from_box, tensor_from_frame
+from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import EyeResult, Result
 from fundus_rt.runtime.session import BackendInfo, Batch, Box, ModelIdentity, identify_model
 
@@ -80,6 +80,8 @@ class Pipeline:
         Raises:
             CardError, ModelFileError, BackendUnavailableError: see `open_guarded`.
         """
+        self.asked = (backend, device, provider)
+        """What the call asked for; `backend` is what computes now."""
         self._session: GuardedSession = open_guarded(model, backend, device, threads, provider)
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(model, self.card)
@@ -110,16 +112,27 @@ class Pipeline:
                 is lost; the pipeline answers no more.
         """
         buffer = self._buffer()
-        prepared = self.prepare(frame, {"call": eye}, mirrored_by_source, out=buffer[0])
+        prepared = self._prepare(frame, {"call": eye}, mirrored_by_source, buffer[0])
         result = self.finish([prepared], buffer)[0]
         if isinstance(result, EyeError):
             raise result
         return result
 
     def prepare_bytes(
-        self, content: bytes, eye_sources: dict[str, str | None], mirrored_by_source: bool = False, out: Batch | None = None
+        self,
+        content: bytes,
+        eye_sources: dict[str, str | None],
+        mirrored_by_source: bool = False,
+        out: Batch | None = None,
+        whole: bool = True,
     ) -> Prepared:
         """Decode the content of a picture file and `prepare` it; DICOM adds its own eye to the sources.
+
+        Args:
+            content: of the file.
+            eye_sources, mirrored_by_source, out: as `prepare`.
+            whole: leave crop and resize to a session that takes whole frames. Those are answered one by one, so for a batch
+                that is to be answered at once it is False.
 
         Raises:
             DecodeError: not a picture, or only a part of one. Others as `prepare`.
@@ -127,7 +140,7 @@ class Pipeline:
         started = time.perf_counter()
         decoded = decode(content)
         elapsed = (time.perf_counter() - started) * 1e3
-        prepared = self.prepare(decoded.frame, {**eye_sources, "dicom": decoded.eye}, mirrored_by_source, out)
+        prepared = self._prepare(decoded.frame, {**eye_sources, "dicom": decoded.eye}, mirrored_by_source, out, whole)
         prepared.timing_ms = {"decode": elapsed, **prepared.timing_ms}
         prepared.warnings[:0] = decoded.warnings
         return prepared
@@ -146,6 +159,13 @@ class Pipeline:
         Raises:
             NotFundusError, EyeError: as `__call__`.
         """
+        kept = frame.copy() if self._session.takes_frames and isinstance(frame, np.ndarray) else frame
+        return self._prepare(kept, eye_sources, mirrored_by_source, out)
+
+    def _prepare(
+        self, frame: Frame, eye_sources: dict[str, str | None], mirrored_by_source: bool, out: Batch | None, whole: bool = True
+    ) -> Prepared:
+        """As `prepare`, for a frame that nobody writes to before it is answered."""
         frame = _require_frame(frame)
         timing: dict[str, float] = {}
         warnings: list[str] = []
@@ -164,7 +184,7 @@ class Pipeline:
             mirrored = require_eye(resolve_eye(sources), self.card.name) == "left"
         box = crop_box(view, frame.shape, self.card.preprocessing)
         tensor = None
-        if not self._session.takes_frames:
+        if not (whole and self._session.takes_frames):
             with _timed(timing, "preprocess"):
                 tensor = tensor_from_box(frame, box, self.card.preprocessing, mirrored, out)
         if self.checks:
@@ -189,14 +209,14 @@ class Pipeline:
             StoppedError: as `__call__`.
         """
         started = time.perf_counter()
-        answers = self._answers(pictures, batch)
+        answers, backends = self._answers(pictures, batch)
         elapsed = (time.perf_counter() - started) * 1e3 / len(pictures)
         results: list[Result | EyeError] = []
         for index, picture in enumerate(pictures):
             outputs = interpret({o.name: answers[o.name][index] for o in self.card.outputs}, self.card)
             picture.timing_ms["inference"] = elapsed
             picture.timing_ms["total"] = sum(picture.timing_ms.values())
-            results.append(self._result(picture, outputs))
+            results.append(self._result(picture, outputs, backends[index]))
         return results
 
     def frame_buffer(self, height: int, width: int) -> Frame:
@@ -228,24 +248,26 @@ class Pipeline:
             self._buffers.one = np.empty((1, height, width, 3), self.card.preprocessing.input_dtype)
         return self._buffers.one  # type: ignore[no-any-return]
 
-    def _answers(self, pictures: Sequence[Prepared], batch: Batch | None) -> dict[str, NDArray[np.float32]]:
-        """The network's outputs for prepared pictures, [N, columns] by name: frame by frame, or all tensors at once."""
+    def _answers(self, pictures: Sequence[Prepared], batch: Batch | None) -> tuple[Answers, list[BackendInfo]]:
+        """The network's outputs for prepared pictures, [N, columns] by name, and what computed each picture's."""
         if any(picture.frame is not None for picture in pictures):
             each = [self._answer_of(picture) for picture in pictures]
-            return {output.name: np.concatenate([one[output.name] for one in each]) for output in self.card.outputs}
+            outputs = {o.name: np.concatenate([answers[o.name] for answers, _ in each]) for o in self.card.outputs}
+            return outputs, [backend for _, backend in each]
         sent: Batch = np.stack([p.tensor for p in pictures]) if batch is None else batch[: len(pictures)]  # type: ignore[misc]
-        return self._session.run(sent)
+        answers, backend = self._session.answer(sent)
+        return answers, [backend] * len(pictures)
 
-    def _answer_of(self, picture: Prepared) -> dict[str, NDArray[np.float32]]:
+    def _answer_of(self, picture: Prepared) -> tuple[Answers, BackendInfo]:
         if picture.tensor is not None:  # prepared after the session had to go on without its GPU
-            return self._session.run(picture.tensor[None])
+            return self._session.answer(picture.tensor[None])
         assert picture.frame is not None, "a picture has its tensor or its frame"
-        return self._session.run_frame(picture.frame, picture.box, picture.eye.mirrored)
+        return self._session.answer_frame(picture.frame, picture.box, picture.eye.mirrored)
 
     def _look(self, frame: Frame, view: FieldOfView, warnings: list[str]) -> str | None:
         """The eye by the acquisition model, None where it is not sure; refuses what is no fundus photograph."""
         assert self._acquisition is not None, "opened with every model that mirrors"
-        seen = self._seen(self._acquisition, tensor_from_frame(frame, view, self._acquisition.card.preprocessing))
+        seen = self._seen(self._acquisition, frame, view)
         warnings += _gradability_warning(seen)
         return _confident_eye(seen)
 
@@ -261,13 +283,15 @@ class Pipeline:
         fits = spec.crop_mode == "field-of-view" and spec.input_dtype == "uint8" and min(spec.input_size) >= max(height, width)
         if tensor is not None and fits:
             reduced = np.asarray(cv2.resize(tensor, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        else:
-            reduced = tensor_from_frame(frame, view, session.card.preprocessing)
-        return _confident_eye(self._seen(session, reduced))
+            return _confident_eye(self._judged(session, session.run(reduced[None])))
+        return _confident_eye(self._seen(session, frame, view))
 
-    def _seen(self, session: GuardedSession, tensor: Batch) -> dict[str, Prediction]:
-        """What the acquisition model says of its input; `NotFundusError` for what is no fundus photograph."""
-        answers = session.run(tensor[None])
+    def _seen(self, session: GuardedSession, frame: Frame, view: FieldOfView) -> dict[str, Prediction]:
+        """What the acquisition model says of a frame; `NotFundusError` for what is no fundus photograph."""
+        box = crop_box(view, frame.shape, session.card.preprocessing)
+        return self._judged(session, session.run_frame(frame, box, mirror=False))
+
+    def _judged(self, session: GuardedSession, answers: Answers) -> dict[str, Prediction]:
         seen = interpret({o.name: answers[o.name][0] for o in session.card.outputs}, session.card)
         if seen["fundus"].decision != "fundus":
             raise NotFundusError(
@@ -276,7 +300,7 @@ class Pipeline:
             )
         return seen
 
-    def _result(self, picture: Prepared, outputs: dict[str, Prediction]) -> Result | EyeError:
+    def _result(self, picture: Prepared, outputs: dict[str, Prediction], backend: BackendInfo) -> Result | EyeError:
         eye = picture.eye
         warnings = [*self.standing_warnings, *picture.warnings]
         if self.card.name == ACQUISITION:
@@ -288,9 +312,7 @@ class Pipeline:
             except EyeError as error:
                 return error
             eye = EyeResult(decision.value, decision.source, False)
-        return Result(
-            self.identity, self._session.backend, eye, picture.field_of_view, outputs, tuple(warnings), picture.timing_ms
-        )
+        return Result(self.identity, backend, eye, picture.field_of_view, outputs, tuple(warnings), picture.timing_ms)
 
 
 def _confident_eye(seen: dict[str, Prediction]) -> str | None:

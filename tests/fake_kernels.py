@@ -32,19 +32,22 @@ def install_fake_kernels(driver: FakeDriver, spec: PreprocessingSpec) -> None:
         pixels = driver.view(int(crop), rows * pitch).reshape(rows, pitch)[:, : said["CROP_WIDTH"] * 3]
         sums = driver.view(int(receipts), 4 * (1 + rows)).view(np.uint32)
         sums[0], sums[1:] = said["TICKET"], pixels.sum(axis=1, dtype=np.uint32)
-        waiting.append(pixels.reshape(rows, -1, 3).copy())
+        narrowed[int(narrow)] = pixels.reshape(rows, -1, 3).copy()
 
     def columns_pass(
         grid: Dim, block: Dim, narrow: int, block_of: int, result: int, written: int, width: int, height: int
     ) -> None:
         said = parameters(block_of)
         box = (-said["BEFORE"], -said["ABOVE"], said["BOX_WIDTH"] - said["BEFORE"], said["BOX_HEIGHT"] - said["ABOVE"])
-        tensor = resize_box(waiting.pop(), box, (int(height), int(width)), spec.interpolation)
+        crop = narrowed.get(int(narrow), np.zeros((1, 1, 3), np.uint8))  # of an earlier frame, where the rows pass did not run
+        tensor = resize_box(crop, box, (int(height), int(width)), spec.interpolation)
         tensor = np.ascontiguousarray(tensor[:, ::-1] if said["MIRRORED"] else tensor, spec.input_dtype)
         driver.view(int(result), tensor.nbytes)[:] = tensor.view(np.uint8).reshape(-1)
-        driver.view(int(written), 4 * int(height)).view(np.float32)[:] = tensor.sum(axis=(1, 2), dtype=np.float64)
+        receipts = driver.view(int(written), 8 * int(height))
+        receipts[: 4 * int(height)].view(np.float32)[:] = tensor.sum(axis=(1, 2), dtype=np.float64)
+        receipts[4 * int(height) :].view(np.int32)[:] = said["TICKET"]
 
-    waiting: list[np.ndarray] = []
+    narrowed: dict[int, np.ndarray] = {}
     types = ["uint64"] * 4 + ["int32"] * 2
     driver.kernels["columns_pass"] = (types, columns_pass)
     driver.kernels.update({f"rows_pass_{rows}": (types, rows_pass) for rows in ROWS})

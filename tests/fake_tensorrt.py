@@ -87,14 +87,23 @@ class FakeTensorRT:
         """Answers and receipts come out in the reverse order of the pictures."""
         self.freeze = False
         """Nothing is written any more: what was answered before stays in the memory."""
+        self.skips_run = False
+        """The engine is not put on the stream, and nobody is told."""
         self.contexts = 0
         """Execution contexts that are alive."""
+        self.gone: list[str] = []
+        """What was given back, in its order, and whether the GPU was still there: ``plan``, ``plan without a GPU`` …"""
         self.runs = 0
         self.busy: set[int] = set()
         self.lock = threading.Lock()
 
     def Runtime(self, logger: Any) -> FakeRuntime:
         return FakeRuntime(self, logger)
+
+    def let_go(self, what: str) -> None:
+        """Note what is given back."""
+        with self.lock:
+            self.gone.append(what if self.driver.users else f"{what} without a GPU")
 
 
 class FakeTensorRTForRTX(FakeTensorRT):
@@ -114,6 +123,9 @@ class FakeRuntime:
     def __init__(self, trt: FakeTensorRT, logger: Any) -> None:
         self._trt = trt
         self._logger = logger
+
+    def __del__(self) -> None:
+        self._trt.let_go("runtime")
 
     def deserialize_cuda_engine(self, content: bytes) -> FakeEngine | None:
         self._trt.driver.require_current()
@@ -138,6 +150,9 @@ class FakeEngine:
         self._inputs = {tensor.name: tensor for tensor in self.network.get_inputs()}
         self._tensors = {**self._inputs, **{tensor.name: tensor for tensor in self.network.get_outputs()}}
         self.device_memory_size_v2 = SCRATCH * self.batch[2]
+
+    def __del__(self) -> None:
+        self.trt.let_go("plan")
 
     @property
     def num_io_tensors(self) -> int:
@@ -191,6 +206,7 @@ class FakeContext:
     def __del__(self) -> None:
         with self._trt.lock:
             self._trt.contexts -= 1
+        self._trt.let_go("context")
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self._engine.device_memory_size_v2
@@ -231,7 +247,8 @@ class FakeContext:
             return False
         self._has_run = self._changes
         changes = self._changes
-        driver.submit(stream, lambda: self._compute(changes))
+        if not self._trt.skips_run:
+            driver.submit(stream, lambda: self._compute(changes))
         return True
 
     def _compute(self, changes: int) -> CUresult:

@@ -90,10 +90,10 @@ def test_a_fault_that_nobody_thought_of_is_that_pictures_alone(
     pipeline = Pipeline(tiny_sex)
     prepare = pipeline.prepare_bytes
 
-    def faulty(content: bytes, *rest: object) -> object:
+    def faulty(content: bytes, *rest: object, **options: object) -> object:
         if content == (examples / PHOTOGRAPHS[1]).read_bytes():
             raise RuntimeError("odd")
-        return prepare(content, *rest)  # type: ignore[arg-type]
+        return prepare(content, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline, "prepare_bytes", faulty)
     rows = list(answerer(pipeline, batch=3).rows([Item(str(examples / name)) for name in PHOTOGRAPHS]))
@@ -106,15 +106,15 @@ def test_a_network_that_fails_on_one_picture_answers_the_others(
     tiny_sex: Path, examples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(tiny_sex)
-    run = pipeline._session.run
+    answer = pipeline._session.answer
     bad = pipeline.prepare_bytes((examples / PHOTOGRAPHS[1]).read_bytes(), {}).tensor
 
     def faulty(batch: np.ndarray) -> object:
         if any(np.array_equal(row, bad) for row in batch):
             raise RuntimeError("not finite")
-        return run(batch)
+        return answer(batch)
 
-    monkeypatch.setattr(pipeline._session, "run", faulty)
+    monkeypatch.setattr(pipeline._session, "answer", faulty)
     rows = list(answerer(pipeline, batch=3).rows([Item(str(examples / name)) for name in PHOTOGRAPHS]))
     assert [bool(row["error"]) for row in rows] == [False, True, False, False, False]
     good = [name for name in PHOTOGRAPHS if name != PHOTOGRAPHS[1]]

@@ -193,17 +193,62 @@ def test_the_portable_form_needs_no_tensorrt(cache: Path, tmp_path: Path) -> Non
         (("--frames", "1500"), "--frames is '1500', expected HxW,HxW,HxW"),
         (("--frames", "600x800,300x400,100x100"), "frame height"),
         (("-o", "missing/x.engine"), "does not exist"),
-        (("other.onnx", "-o", "x.engine"), "2 models were given"),
+        (("acquisition", "-o", "x.engine"), "2 models were given"),
+        (("-o", "small.onnx.json"), "expected a name that ends in .engine, or in .onnx"),
+        (("-o", "plan"), "expected a name that ends in .engine, or in .onnx"),
+        (("-o", "missing/x.onnx"), "does not exist"),
+        (
+            ("-o", "x.onnx", "--batch", "1,1,8", "--tf32", "--device", "cuda:0"),
+            "so --batch, --device, --tf32 would have no effect",
+        ),
+        (("-o", "x.onnx", "--frames", "300x400", "--log", "x.log"), "so --frames, --log would have no effect"),
+        ((*TARGET, "-o", "x.engine", "--device", "cuda:1"), "leave one of the two out"),
+        (("--log", "missing/x.log"), "the folder missing does not exist"),
+        (("--log", "."), "is a folder"),
+        (("--log", "small.onnx"), "--log would replace small.onnx"),
+        (("--log", "../{folder}/small.onnx"), "which is or is named like a model"),
+        (("--log", "alias.log"), "which is or is named like a model"),
+        (("--log", "linked.log"), "which is or is named like a model"),
+        (("--log", "other.onnx"), "which is or is named like a model"),
+        (("--log", "x.engine.json", "-o", "x.engine"), "--log and -o would both write x.engine.json"),
     ],
 )
 def test_a_wrong_call_is_refused_with_what_is_expected(
     model: Path, gpu: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "alias.log").symlink_to(model)
+    (tmp_path / "linked.log").hardlink_to(model)
+    before, there = model.read_bytes(), sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(UsageError) as caught:
-        called(model, *words)
+        called(model, *(word.format(folder=tmp_path.name) for word in words))
     assert message in str(caught.value)
-    assert not list(tmp_path.glob("*.engine*"))
+    assert model.read_bytes() == before and sorted(path.name for path in tmp_path.iterdir()) == there
+
+
+def test_the_commands_own_message_and_status_for_a_log_without_a_folder(fundus_rt: Run, model: Path, tmp_path: Path) -> None:
+    result = fundus_rt("build", model, "--log", tmp_path / "missing" / "x.log")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("Error: --log is ") and result.stderr.endswith("does not exist; make it first\n")
+
+
+def test_a_gpu_that_no_library_can_know_is_refused(model: Path, cache: Path) -> None:
+    with importable("tensorrt_rtx"), pytest.raises(BackendUnavailableError, match=r"99\.9; TensorRT-RTX .* no GPU later than 12"):
+        called(model, "--for-compute-capability", "99.9", "-o", cache.parent / "x.engine")
+    assert not list(cache.parent.glob("x.engine*"))
+
+
+def test_the_version_of_a_head_in_the_file_is_in_the_key(model: Path, gpu: SimpleNamespace, tmp_path: Path) -> None:
+    import onnx
+
+    framed = tmp_path / "small.frames.onnx"
+    called(model, "-o", framed)
+    graph = onnx.load(str(framed))
+    (entry,) = (entry for entry in graph.metadata_props if entry.key == "fundus_rt.frame_head")
+    entry.value = entry.value.replace('"format": 1', '"format": 41')
+    onnx.save(graph, str(framed))
+    called(framed, "--frames", "100x120", "-o", tmp_path / "x.engine")
+    assert "frame-head=41" in record_from_json((tmp_path / "x.engine.json").read_text(), "x").key.flags
 
 
 def test_one_number_means_that_batch_alone(model: Path, gpu: SimpleNamespace) -> None:

@@ -38,11 +38,12 @@ def test_bytes_go_to_the_device_and_back(driver: FakeDriver) -> None:
         stream, host, there = device.stream(), device.pinned((3, 5), "uint8"), device.buffer(32)
         host.array[:] = np.arange(15).reshape(3, 5)
         device.clear(there, 32, stream)
+        device.clear(there, 2, stream, byte=0xFF)
         device.upload(there, host, 10, stream, to=16, start=5)
         back = device.pinned((32,), "uint8")
         device.download(back, there, 32, stream)
         stream.synchronize()
-        assert back.array.tolist() == [0] * 16 + list(range(5, 15)) + [0] * 6
+        assert back.array.tolist() == [255] * 2 + [0] * 14 + list(range(5, 15)) + [0] * 6
 
 
 def test_a_rectangle_of_rows_is_copied_with_both_pitches(driver: FakeDriver) -> None:
@@ -211,6 +212,40 @@ def test_a_lost_gpu_is_said_once_and_for_all_and_closes_quietly(driver: FakeDriv
     device.close()
     gc.collect()
     assert driver.live() == {}
+
+
+@pytest.mark.parametrize("function", ["cuMemAlloc", "cuStreamSynchronize", "cuCtxSetCurrent"])
+def test_a_status_that_the_bindings_do_not_know_is_a_lost_gpu(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """The bindings raise ValueError then, as does every Enum of Python."""
+    with CudaDevice() as device:
+        stream, there = device.stream(), device.buffer(4)
+
+        def unknown(*_: object) -> tuple[CUresult]:
+            return (CUresult(12345),)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, function, unknown)
+            with pytest.raises(DeviceLostError, match=f"Fake GPU stopped: the driver answers {function} with .*12345"):
+                device.buffer(8)
+                stream.synchronize()
+            stream.close()
+            there.free()
+        assert device.lost
+        with pytest.raises(DeviceLostError, match="12345"):
+            device.buffer(4)
+
+
+def test_values_that_the_driver_is_not_asked_for_are_no_lost_gpu(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> tuple[CUresult]:
+        raise ValueError("an argument of another kind")
+
+    monkeypatch.setattr(driver, "cuMemAlloc", refuse)
+    with CudaDevice() as device:
+        with pytest.raises(ValueError, match="another kind"):
+            device.buffer(8)
+        assert not device.lost
 
 
 def test_a_copy_from_memory_that_was_freed_loses_the_gpu(driver: FakeDriver) -> None:

@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
+from fundus_rt.converters.engines.build_log import BuildLog
 from fundus_rt.converters.engines.engine_build import BuildOptions, engine_from_onnx, flags_of
 from fundus_rt.converters.engines.engine_facts import card_of, precision_of
 from fundus_rt.converters.engines.engine_shapes import shapes_of
-from fundus_rt.converters.engines.frame_head import FRAME_HEAD_FORMAT, with_frame_head
+from fundus_rt.converters.engines.frame_head import (
+    FRAME_HEAD_FORMAT,
+    FRAME_HEAD_KEY,
+    FULL_FLOAT32,
+    head_format_in_file,
+    with_frame_head,
+)
 from fundus_rt.converters.engines.target import name_target
 from fundus_rt.converters.engines.workspace import free_system_memory, workspace_limit
 from fundus_rt.models.engines import EngineProfile
@@ -95,6 +102,7 @@ def test_flags_hold_what_changes_the_engine_and_nothing_else() -> None:
     assert flags_of(BuildOptions(1, 5, True, "8.6"), FRAMES) == (
         f"frame-head={FRAME_HEAD_FORMAT}", "optimisation-level=5", "target=8.6", "tf32",
     )  # fmt: skip
+    assert flags_of(BuildOptions(1), FRAMES, FRAME_HEAD_FORMAT + 6) == (f"frame-head={FRAME_HEAD_FORMAT + 6}",)
     with pytest.raises(EngineError, match="level 6, expected 0 to 5"):
         BuildOptions(1, 6)
 
@@ -119,6 +127,11 @@ def test_a_file_that_changed_after_its_key_was_made_is_refused(tmp_path: Path) -
         engine_from_onnx(path, tmp_path / "e", JETPACK, key, BuildOptions(1 << 20), print, tmp_path / "log")
 
 
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"cannot be written \(Is a directory\); name another file with --log"):
+        BuildLog(tmp_path)
+
+
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"not a model")
     with pytest.raises((EngineError, ModelFileError), match=r"convert|carries no model card"):
@@ -126,15 +139,39 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
         engine_from_onnx(path, tmp_path / "e", JETPACK, key_of(path), BuildOptions(1 << 20), print, tmp_path / "log")
 
 
-def test_rounded_products_are_refused_where_the_filter_needs_them_exact(tmp_path: Path) -> None:
+def network_with(interpolation: str) -> Any:
+    """A small network whose card names a filter."""
     model, card = small_network("fp32"), small_card()
     del model.metadata_props[:]
-    spec = dataclasses.replace(card.preprocessing, interpolation="opencv-area")
-    add_card(model, dataclasses.replace(card, preprocessing=spec))
-    path = saved(tmp_path / "x.onnx", model)
+    add_card(model, dataclasses.replace(card, preprocessing=dataclasses.replace(card.preprocessing, interpolation=interpolation)))
+    return model
+
+
+@pytest.mark.parametrize("interpolation", FULL_FLOAT32)
+@pytest.mark.parametrize("head_in_file", [False, True])
+def test_rounded_products_are_refused_where_the_filter_needs_them_exact(
+    tmp_path: Path, interpolation: str, head_in_file: bool
+) -> None:
+    """Also where the head stands in the file itself, as `build -o NAME.frames.onnx` writes it."""
+    model = network_with(interpolation)
+    path = saved(tmp_path / "x.frames.onnx", with_frame_head(model) if head_in_file else model)
     key = key_of(path, profile=FRAMES)
-    with pytest.raises(EngineError, match=r"opencv-area inside an engine needs .* full float32; leave out --tf32"):
+    with pytest.raises(EngineError, match=rf"{interpolation} inside an engine needs .* full float32; leave out --tf32"):
         engine_from_onnx(path, tmp_path / "e", JETPACK, key, BuildOptions(1 << 20, tf32=True), print, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_version_of_a_frame_head_is_read_from_the_file_that_has_one(tmp_path: Path) -> None:
+    plain = saved(tmp_path / "x.onnx", small_network("fp32"))
+    model = with_frame_head(small_network("fp32"))
+    (entry,) = (entry for entry in model.metadata_props if entry.key == FRAME_HEAD_KEY)
+    assert head_format_in_file(plain) is None
+    assert head_format_in_file(saved(tmp_path / "x.frames.onnx", model)) == FRAME_HEAD_FORMAT
+    entry.value = entry.value.replace(f'"format": {FRAME_HEAD_FORMAT}', '"format": 41')
+    assert head_format_in_file(saved(tmp_path / "x.frames.onnx", model)) == 41
+    entry.value = "[]"
+    with pytest.raises(ModelFileError, match=r"frame_head in x\.frames\.onnx cannot be read"):
+        head_format_in_file(saved(tmp_path / "x.frames.onnx", model))
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------
@@ -171,6 +208,7 @@ class Capability(enum.Enum):
     CURRENT = 1
     SM75 = 75
     SM86 = 86
+    SM130 = 130
 
 
 class Targeted:
@@ -185,7 +223,7 @@ class Targeted:
 
 def test_a_target_that_the_library_can_name_is_named() -> None:
     library = TensorRTLibrary(types.SimpleNamespace(ComputeCapability=Capability), "tensorrt_rtx", "1.4.0.76")
-    for target, expected in (("8.6", Capability.SM86), ("7.5", Capability.SM75)):
+    for target, expected in (("8.6", Capability.SM86), ("7.5", Capability.SM75), ("13.0", Capability.SM130)):
         config = Targeted()
         name_target(config, library, target, pytest.fail)
         assert config.num_compute_capabilities == 1 and config.named == (expected, 0)
@@ -193,7 +231,7 @@ def test_a_target_that_the_library_can_name_is_named() -> None:
 
 def test_other_targets_rest_on_the_engines_portability_and_that_is_said() -> None:
     said: list[str] = []
-    for target in (None, "8.0", "8.9", "12.0", "12.1", "13.0"):
+    for target in (None, "8.0", "8.9", "12.0", "12.1"):
         name_target(Targeted(), RTX, target, said.append)
     assert not said
     name_target(Targeted(), RTX, "9.0", said.append)
@@ -202,7 +240,12 @@ def test_other_targets_rest_on_the_engines_portability_and_that_is_said() -> Non
 
 @pytest.mark.parametrize(
     ("library", "target", "words"),
-    [(JETPACK, "8.7", "only on the machine"), (RTX, "7.5", "cannot name"), (RTX, "Orin", "expected two numbers")],
+    [
+        (JETPACK, "8.7", "only on the machine"),
+        (RTX, "7.5", "cannot name"),
+        (RTX, "99.9", "no GPU later"),
+        (RTX, "Orin", "expected two numbers"),
+    ],
 )
 def test_targets_that_cannot_be_built_for_are_refused(library: Any, target: str, words: str) -> None:
     with pytest.raises(BackendUnavailableError, match=words):

@@ -53,11 +53,17 @@ ENDINGS: dict[str, tuple[Any, str]] = {
     "log-sigmoid": (torch.nn.functional.logsigmoid, "logarithm"),
     "log-sigmoid as TensorFlow writes it": (lambda x: -torch.nn.functional.softplus(-x), "logarithm"),
     "logarithm of a sigmoid, with an epsilon": (lambda x: (x.sigmoid() + 1e-7).log(), "logarithm"),
-    "expected age of a softmax": (lambda x: (x.softmax(1) * torch.arange(4.0) * 20).sum(1, keepdim=True), "none"),
-    "sigmoid in years": (lambda x: x.sigmoid() * 100, "none"),
-    "sum of sigmoids": (lambda x: x.sigmoid()[:, :2] + x.sigmoid()[:, 2:], "none"),
+    "expected age of a softmax": (lambda x: (x.softmax(1) * torch.arange(4.0) * 20).sum(1, keepdim=True), "changed"),
+    "sigmoid in years": (lambda x: x.sigmoid() * 100, "changed"),
+    "sum of sigmoids": (lambda x: x.sigmoid()[:, :2] + x.sigmoid()[:, 2:], "changed"),
     "log-odds of a sigmoid": (lambda x: x.sigmoid().log() - (1 - x.sigmoid()).log(), "none"),
-    "softplus": (torch.nn.functional.softplus, "none"),
+    "softplus": (torch.nn.functional.softplus, "changed"),
+    "negative log-softmax": (lambda x: -x.log_softmax(1), "changed"),
+    "sigmoid around zero": (lambda x: x.sigmoid() - 0.5, "changed"),
+    "difference of two probabilities": (lambda x: 2 * x.sigmoid() - 1, "changed"),
+    "tanh": (torch.tanh, "changed"),
+    "weighted softmax": (lambda x: x.softmax(1) * (1 + torch.arange(4.0)), "changed"),
+    "difference of two log-softmaxes": (lambda x: x.log_softmax(1)[:, 1:2] - x.log_softmax(1)[:, :1], "none"),
     "relu6": (torch.nn.functional.relu6, "none"),
     "clamped": (lambda x: x.clamp(0, 1), "none"),
 }
@@ -93,6 +99,7 @@ def test_an_ending_is_what_its_numbers_are(name: str) -> None:
         "log-softmax": np.allclose(powers.sum(1), 1, atol=1e-5),
         "logarithm": powers.max() <= 1 + 1e-5 and not np.allclose(powers.sum(1), 1, atol=1e-2),
         "none": True,
+        "changed": answers.min() < 0 or answers.max() > 1,
     }
     assert within[expected], "the case itself is wrong"
     assert activation_inside(model, model.graph.output[0].name, answers) == expected
@@ -100,7 +107,7 @@ def test_an_ending_is_what_its_numbers_are(name: str) -> None:
 
 WRITTEN: dict[str, tuple[list[tuple[str, list[str]]], str]] = {
     "mean of two": ([("Sigmoid", ["x"]), ("HardSigmoid", ["x"]), ("Mean", ["t0", "t1"])], "sigmoid"),
-    "sum of two": ([("Sigmoid", ["x"]), ("HardSigmoid", ["x"]), ("Sum", ["t0", "t1"])], "none"),
+    "sum of two": ([("Sigmoid", ["x"]), ("HardSigmoid", ["x"]), ("Sum", ["t0", "t1"])], "changed"),
     "half the sum": ([("Sigmoid", ["x"]), ("Sigmoid", ["x"]), ("Sum", ["t0", "t1"]), ("Mul", ["t2", "half"])], "sigmoid"),
     "half of it": ([("Sigmoid", ["x"]), ("Mul", ["half", "t0"])], "sigmoid"),
     "two divided by it": ([("Sigmoid", ["x"]), ("Div", ["half", "t0"])], "none"),
@@ -130,6 +137,13 @@ CASES: dict[str, tuple[Any, str, int, str | None, str | None]] = {
     "two of four classes": (ENDINGS["two of a softmax's four columns"][0], "binary", 2, None, "parts of more classes"),
     "how sure it is": (ENDINGS["the largest of a softmax"][0], "binary", 1, None, "as probabilities do"),
     "averaged sigmoids": (lambda x: x.sigmoid().mean(1, keepdim=True), "binary", 1, None, None),
+    "percent": (lambda x: 100 * x[:, :1].sigmoid(), "binary", 1, None, "arithmetic behind an activation"),
+    "percent, a sigmoid asked for": (lambda x: 100 * x[:, :1].sigmoid(), "binary", 1, "sigmoid", "arithmetic behind"),
+    "two of four classes, summed": (lambda x: x.softmax(1)[:, :2].sum(1, keepdim=True), "binary", 1, None, "arithmetic behind"),
+    "summed, used as they are": (lambda x: x.softmax(1)[:, :2].sum(1, keepdim=True), "binary", 1, "none", None),
+    "around zero": (lambda x: x[:, :1].sigmoid() - 0.5, "binary", 1, None, "arithmetic behind"),
+    "a tanh": (lambda x: x.tanh(), "multiclass", 4, None, "arithmetic behind"),
+    "negative log-softmax": (lambda x: -x.log_softmax(1), "multiclass", 4, None, "arithmetic behind"),
     "averaged sigmoids, sigmoid asked for": (lambda x: x.sigmoid().mean(1, keepdim=True), "binary", 1, "sigmoid", "already ends"),
     "two softmaxes, labels": (ENDINGS["a column of two softmaxes each"][0], "multilabel", 2, None, None),
     "two softmaxes, classes": (ENDINGS["a column of two softmaxes each"][0], "binary", 2, None, "do not exclude each other"),

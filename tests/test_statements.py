@@ -40,6 +40,12 @@ FORMS: dict[str, Any] = {
     "numbered lines": "1 normal\r\n0 drusen\r\n2 glaucoma\r\n",
     "lines with a colon": "0: drusen\n1: normal\n2: glaucoma",
     "commas": "drusen, normal, glaucoma",
+    "columns from one": {"glaucoma": 3, "drusen": 1, "normal": 2},
+    "number behind the name": "normal 1\ndrusen 0\nglaucoma 2\n",
+    "number behind the name, with a colon": "normal: 1\ndrusen: 0\nglaucoma: 2\n",
+    "table with headings": "class,index\nnormal,1\ndrusen,0\nglaucoma,2\n",
+    "table, number first": "index,class\n1,normal\n0,drusen\n2,glaucoma\n",
+    "heading and comments": "# of the study\nname\ndrusen\n# healthy\nnormal\nglaucoma\n",
 }
 NO_ORDER: dict[str, Any] = {
     "training labels": [0, 1, 1, 0],
@@ -63,11 +69,20 @@ def test_what_is_no_order_is_none(form: str) -> None:
     assert class_order(NO_ORDER[form]) == ()
 
 
+def test_names_that_end_with_numbers_are_names() -> None:
+    assert class_order("grade 0\ngrade 1\ngrade 2\n") == ("grade 0", "grade 1", "grade 2")
+
+
 def test_orders_differ_where_the_same_names_change_places() -> None:
     assert in_another_order(("Normal", "AMD"), ("amd", "normal"))
     assert not in_another_order(("Normal", "AMD"), ("normal ", "amd"))
     assert not in_another_order(("normal", "amd"), ("healthy", "ill"))
     assert not in_another_order(("normal", "amd"), ())
+    assert in_another_order(("No DR", "DR"), ("DR", "no_dr")) and not in_another_order(("No DR", "DR"), ("No-DR", "dr"))
+    assert in_another_order(("normal", "abnormal"), ("referable", "normal"))
+    assert not in_another_order(("normal", "amd"), ("normal", "glaucoma"))
+    assert not in_another_order(("-", "+"), ("-", "+")) and in_another_order(("-", "+"), ("+", "-"))
+    assert not in_another_order(("normal", "amd"), ("image", "normal", "amd"))
 
 
 BESIDE = {
@@ -120,6 +135,35 @@ def test_the_order_in_a_file_of_torch_counts(tmp_path: Path, key: str) -> None:
     torch.save({"model": state, key: names, "hyper_parameters": {"class_names": list(ORDER[::-1])}}, tmp_path / "x.pth")
     with pytest.raises(UnsupportedCheckpointError, match="lists its classes twice"):
         read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("first", [["image", "diagnosis", "age"], ["image", "age"]])
+def test_every_list_of_a_file_is_held_against_the_card(tmp_path: Path, first: list[str]) -> None:
+    """Names of a table's columns, which come first, do not hide the classes behind them."""
+    torch = pytest.importorskip("torch")
+    path = classifier(tmp_path / "model.onnx", *ordinary())
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {"names": str(first), "classes": str(list(ORDER))})
+    onnx.save(model, str(path))
+    refused(path)
+    torch.save({"model": {"fc.weight": torch.ones(3, 4)}, "label_names": first, "class_names": list(ORDER)}, tmp_path / "x.pth")
+    read = read_checkpoint(tmp_path / "x.pth")
+    assert dict(read.class_lists) == {"label_names": tuple(first), "class_names": ORDER}
+    graph = dataclasses.replace(read_checkpoint(path), classes=read.classes, class_lists=read.class_lists)
+    with pytest.raises(UnsupportedCheckpointError, match="Give --labels 'drusen,normal,glaucoma', the order of the file\\."):
+        identify_architecture(graph, card_with("normal", "drusen", "glaucoma"))
+
+
+def test_lists_beside_a_graph_are_noted_and_may_not_contradict_each_other(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx", *ordinary())
+    (tmp_path / "labels.txt").write_text("drusen\nnormal\nglaucoma\n")
+    found = identify_architecture(read_checkpoint(path), card_with("a", "b", "c"))
+    assert "labels.txt beside model.onnx lists 'drusen', 'normal', 'glaucoma'" in found.notes
+    with pytest.raises(UnsupportedCheckpointError, match="or move it away if it belongs to another model"):
+        identify_architecture(read_checkpoint(path), card_with("normal", "drusen", "glaucoma"))
+    (tmp_path / "classes.txt").write_text("normal\ndrusen\nglaucoma\n")
+    with pytest.raises(UnsupportedCheckpointError, match=r"labels\.txt beside .* and classes\.txt beside .* cannot be told"):
+        identify_architecture(read_checkpoint(path), card_with(*ORDER))
 
 
 def test_the_order_in_the_header_of_safetensors_counts(tmp_path: Path) -> None:

@@ -19,6 +19,14 @@ from tests.fake_engines import FakeMachine, engine_of, pictures, require_same
 Open = Callable[..., TensorRTSession]
 
 
+@pytest.fixture(autouse=True)
+def without_collector() -> Iterator[None]:
+    """What a session holds goes when it closes, not when Python happens to look for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     return FakeMachine(monkeypatch, tmp_path)
@@ -82,17 +90,44 @@ def test_swapped_rows_stop_the_session(opened: Open, machine: FakeMachine) -> No
         session.run(pictures(session, 2))
 
 
-def test_an_engine_that_writes_nothing_any_more_stops_the_session(opened: Open, machine: FakeMachine) -> None:
+@pytest.mark.parametrize("runs_before", [0, 1, 2])
+@pytest.mark.parametrize("seed", [2, 99])
+def test_an_engine_that_writes_nothing_any_more_stops_the_session(
+    opened: Open, machine: FakeMachine, runs_before: int, seed: int
+) -> None:
+    """Also for the same pictures once more, whose receipt of before would be right."""
     session = opened()
-    session.run(pictures(session, 2, 1))
+    for _ in range(runs_before):
+        session.run(pictures(session, 2, 2))
     machine.trt.freeze = True
     with pytest.raises(ReceiptError):
-        session.run(pictures(session, 2, 2))
+        session.run(pictures(session, 2, seed))
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_recording_without_the_engine_stops_the_session_even_for_the_same_picture(
+    opened: Open, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, frames: bool
+) -> None:
+    session, real = opened(), machine.driver.cuStreamBeginCapture
+    frame = np.random.default_rng(0).integers(0, 256, (70, 80, 3), np.uint8)
+
+    def answer() -> dict[str, np.ndarray]:
+        return session.run_frame(frame, (0, 0, 70, 70), False) if frames else session.run(pictures(session, 2))
+
+    def begin(*arguments: Any) -> Any:
+        machine.trt.skips_run = True
+        return real(*arguments)
+
+    monkeypatch.setattr(machine.driver, "cuStreamBeginCapture", begin)
+    answer()
+    assert machine.trt.runs == 1
+    with pytest.raises(ReceiptError):
+        answer()
 
 
 @pytest.mark.parametrize("status", [CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, CUresult.CUDA_ERROR_ECC_UNCORRECTABLE])
 @pytest.mark.parametrize("runs_before", [0, 3])
-def test_a_lost_gpu_ends_the_session_for_every_thread(
+def test_a_lost_gpu_ends_the_session_and_keeps_no_memory(
     opened: Open, machine: FakeMachine, status: CUresult, runs_before: int
 ) -> None:
     session = opened()
@@ -107,19 +142,38 @@ def test_a_lost_gpu_ends_the_session_for_every_thread(
             session.run(pictures(session, 1))
     assert machine.trt.runs == runs
     session.close()
-    gc.collect()
     assert machine.driver.live() == {}, "also while somebody keeps the error, whose traceback knows the arrays"
     assert kept.traceback
 
 
-def test_memory_that_runs_out_in_a_run_ends_the_session(opened: Open, machine: FakeMachine) -> None:
+@pytest.mark.parametrize("function", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"])
+@pytest.mark.parametrize("status", ["OUT_OF_MEMORY", "NOT_SUPPORTED", "INVALID_VALUE"])
+def test_a_recording_that_is_refused_costs_time_and_no_answer(
+    opened: Open, machine: FakeMachine, tiny_sex: Path, function: str, status: str
+) -> None:
+    session, reference = opened(), OnnxRuntimeSession(tiny_sex)
+    for count in (2, 1, 2):
+        if machine.driver.calls[function] < 2:
+            machine.driver.fail(function, CUresult[f"CUDA_ERROR_{status}"])
+        batch = pictures(session, count)
+        require_same(session.run(batch), reference.run(batch))
+    assert machine.driver.calls["cuStreamBeginCapture"] == 2, "it is tried once for each batch size"
+    assert machine.driver.calls["cuGraphLaunch"] == 0
+    (warning,) = session.warnings
+    assert warning.startswith("the engine runs without a CUDA graph, which costs time: ")
+    session.close()
+    assert machine.driver.live() == {}
+
+
+def test_a_gpu_that_is_lost_while_it_records_ends_the_session(opened: Open, machine: FakeMachine) -> None:
     session = opened()
-    machine.driver.fail("cuGraphInstantiate", CUresult.CUDA_ERROR_OUT_OF_MEMORY)
+    machine.driver.fail("cuGraphInstantiate", CUresult.CUDA_ERROR_LAUNCH_FAILED)
     for _ in range(2):
-        with pytest.raises(DeviceMemoryError, match=r"not enough memory for a CUDA graph: .* are free"):
+        with pytest.raises(DeviceLostError, match="LAUNCH_FAILED"):
             session.run(pictures(session, 2))
     session.close()
-    gc.collect()
+    with pytest.raises(DeviceLostError, match="LAUNCH_FAILED"):
+        session.run(pictures(session, 2))
     assert machine.driver.live() == {}
 
 
@@ -134,8 +188,7 @@ def test_every_allocation_may_fail_at_opening_and_nothing_is_left(machine: FakeM
             machine.driver.fail(function, CUresult.CUDA_ERROR_OUT_OF_MEMORY, nth)
             with pytest.raises(DeviceMemoryError, match="not enough memory"):
                 TensorRTSession(path)
-            gc.collect()
-            assert machine.driver.live() == {}
+                    assert machine.driver.live() == {}
             failed += 1
     assert failed >= 10
 

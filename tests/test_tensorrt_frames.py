@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, cache_engine, pictures, require_same
 
 Box = tuple[int, int, int, int]
+
+
+@pytest.fixture(autouse=True)
+def without_collector() -> Iterator[None]:
+    """What a session holds goes when it closes, not when Python happens to look for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
@@ -63,7 +72,6 @@ def test_frames_are_answered_as_the_host_would(
                 before = frame.copy()
                 require_same(session.run_frame(frame, box, mirror), on_host(reference, frame, box, mirror))
                 assert np.array_equal(frame, before)
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -115,7 +123,6 @@ def test_frames_and_batches_share_a_session_of_several_threads(machine: FakeMach
         for thread in threads:
             thread.join()
     assert problems == []
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -134,12 +141,44 @@ def test_what_gets_lost_on_the_way_stops_the_session(machine: FakeMachine, tiny_
             session.run_frame(frame_of(100, 130, 99), (10, 5, 105, 95), False)
 
 
-def test_a_network_that_looks_at_something_else_than_the_kernels_wrote_is_caught(machine: FakeMachine, tiny_age: Path) -> None:
+@pytest.mark.parametrize("runs_before", [0, 1, 2])
+@pytest.mark.parametrize("dead", ["rows_pass_4", "columns_pass"])
+@pytest.mark.parametrize("seed", [0, 99])
+@pytest.mark.parametrize("integrated", [False, True])
+def test_a_kernel_that_does_nothing_leaves_no_answer_of_the_frame_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_age: Path, dead: str, runs_before: int, seed: int, integrated: bool
+) -> None:
+    """Each by itself, before and after the recording, for another frame and for the same once more."""
+    machine = FakeMachine(monkeypatch, tmp_path, integrated=integrated)
+    with machine.open(tiny_age) as session:
+        types, alive = machine.driver.kernels[dead]
+        dying: list[int] = []
+        died: list[int] = []
+
+        def kernel(*arguments: Any) -> None:
+            if dying:
+                died.append(1)
+            else:
+                alive(*arguments)
+
+        machine.driver.kernels[dead] = (types, kernel)
+        for _ in range(runs_before):
+            session.run_frame(frame_of(100, 130), (10, 5, 105, 95), False)
+        dying.append(1)
+        with pytest.raises(ReceiptError, match="may belong to another picture"):
+            session.run_frame(frame_of(100, 130, seed), (10, 5, 105, 95), False)
+        assert died, "the kernel was launched and did nothing"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_network_that_looks_at_something_else_than_the_kernels_wrote_is_caught(
+    machine: FakeMachine, tiny_age: Path, seed: int
+) -> None:
     with machine.open(tiny_age) as session:
         session.run_frame(frame_of(100, 130, 1), (10, 5, 105, 95), False)
         machine.trt.freeze = True
         with pytest.raises(ReceiptError, match="what the GPU made of the frame"):
-            session.run_frame(frame_of(100, 130, 2), (10, 5, 105, 95), False)
+            session.run_frame(frame_of(100, 130, seed), (10, 5, 105, 95), False)
 
 
 def test_a_gpu_that_is_lost_in_a_kernel_ends_the_session(machine: FakeMachine, tiny_age: Path) -> None:
@@ -150,8 +189,16 @@ def test_a_gpu_that_is_lost_in_a_kernel_ends_the_session(machine: FakeMachine, t
         with pytest.raises(DeviceLostError, match="LAUNCH_FAILED"):
             session.run_frame(frame_of(100, 130), (10, 5, 105, 95), False)
     session.close()
-    gc.collect()
     assert machine.driver.live() == {}
+
+
+@pytest.mark.parametrize("width", [16350, 16373])
+def test_the_widest_frames_are_taken_though_memory_is_taken_in_steps(machine: FakeMachine, tiny_age: Path, width: int) -> None:
+    frame, box = frame_of(64, width), (width - 64, 0, width, 64)
+    with machine.open(tiny_age) as session:
+        require_same(session.run_frame(frame, box, False), on_host(OnnxRuntimeSession(tiny_age), frame, box, False))
+        with pytest.raises(ValueError, match="16374 pixels wide, expected 16373"):
+            session.run_frame(frame_of(64, 16374), (0, 0, 64, 64), False)
 
 
 def test_frames_that_cannot_be_used_are_refused_and_the_session_goes_on(machine: FakeMachine, tiny_age: Path) -> None:
@@ -197,7 +244,6 @@ def test_a_frame_that_a_camera_wrote_into_page_locked_memory_is_sent_from_there(
     camera[:] = 1
     assert machine.driver.live() == {"contexts": 1, "host": 1}
     del camera, view
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -245,6 +291,7 @@ def test_the_whole_way_from_a_photograph_to_its_result_is_that_of_the_cpu(
     machine: FakeMachine, in_cache: Path, examples: Path, backend: str
 ) -> None:
     on_gpu, on_cpu = Pipeline("acquisition", backend=backend, device="cuda:0"), Pipeline("acquisition")
+    before = machine.driver.done["kernel"]
     for path in sorted(examples.glob("*.jpg"))[:3]:
         frame = decode(path.read_bytes()).frame
         said, expected = on_gpu(frame), on_cpu(frame)
@@ -253,13 +300,12 @@ def test_the_whole_way_from_a_photograph_to_its_result_is_that_of_the_cpu(
         for name, prediction in expected.outputs.items():
             assert said.outputs[name].decision == prediction.decision
             assert said.outputs[name].value == pytest.approx(prediction.value, abs=1e-4)
-    assert machine.driver.done["kernel"] == 6, "both kernels for each photograph"
+    assert machine.driver.done["kernel"] == before + 6, "both kernels for each photograph"
     camera = on_gpu.frame_buffer(*frame.shape[:2])
     camera[:] = frame
     assert on_gpu(camera).outputs == said.outputs
     on_gpu.close()
     del camera
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -272,5 +318,4 @@ def test_a_lost_gpu_is_followed_by_the_cpu_only_by_saying_so(machine: FakeMachin
     assert (said.backend.name, said.backend.device) == ("onnxruntime", "cpu")
     assert any("LAUNCH_FAILED" in warning for warning in said.warnings)
     assert said.outputs["eye"].decision == expected.outputs["eye"].decision
-    gc.collect()
     assert machine.driver.live() == {}

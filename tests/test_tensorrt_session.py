@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 
 from fundus_rt.models.errors import DeviceLostError
 from fundus_rt.models.registry import bundled_file, load_card
-from fundus_rt.runtime.nvidia import engine_slot
+from fundus_rt.runtime.nvidia import engine_slot, tensorrt_session
+from fundus_rt.runtime.nvidia.engine_slot import EngineSlot
+from fundus_rt.runtime.nvidia.tensorrt_engine import find_engine
 from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.session import open_session
@@ -22,6 +25,14 @@ from tests.fake_cuda_names import CUresult
 from tests.fake_engines import FakeMachine, engine_of, pictures, require_same
 
 Open = Callable[..., TensorRTSession]
+
+
+@pytest.fixture(autouse=True)
+def without_collector() -> Iterator[None]:
+    """What a session holds goes when it closes, not when Python happens to look for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
@@ -121,18 +132,22 @@ def test_a_gpu_that_shares_memory_copies_nothing(monkeypatch: pytest.MonkeyPatch
         require_same(session.run(batch), OnnxRuntimeSession(tiny_sex).run(batch))
     assert driver.done["HtoD"] == driver.done["DtoH"] == 0
     session.close()
-    gc.collect()
     assert driver.live() == {}
 
 
 def test_nothing_is_left_after_closing_and_closing_twice_is_closing_once(opened: Open, machine: FakeMachine) -> None:
     session = opened()
     session.run(pictures(session, 3))
+    session.run_frame(np.zeros((70, 80, 3), np.uint8), (0, 0, 70, 70), False)
+    session.run(pictures(session, 2))
+    assert session._engine is not None
+    engine = weakref.ref(session._engine)
     session.close()
     session.close()
-    gc.collect()
     assert machine.driver.live() == {}
     assert machine.trt.contexts == 0
+    assert engine() is None
+    assert machine.trt.gone == ["context"] * 3 + ["plan", "runtime"], "in TensorRT's order, while the GPU was there"
     with pytest.raises(ValueError, match="closed"):
         session.run(pictures(session, 1))
 
@@ -141,6 +156,25 @@ def test_batches_that_the_card_does_not_state_are_refused(opened: Open) -> None:
     session = opened()
     with pytest.raises(ValueError, match=r"tiny-sex takes uint8 \[N, 64, 64, 3\].*got float32"):
         session.run(np.zeros((1, 64, 64, 3), np.float32))
+
+
+def test_the_bytes_of_the_engine_are_let_go_once_tensorrt_has_read_them(
+    opened: Open, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[weakref.ref[Any]] = []
+
+    def finding(*arguments: Any) -> Any:
+        one = find_engine(*arguments)
+        found.append(weakref.ref(one))
+        return one
+
+    def slot(*arguments: Any) -> EngineSlot:
+        assert found[0]() is None, "they are still kept while memory is taken"
+        return EngineSlot(*arguments)
+
+    monkeypatch.setattr(tensorrt_session, "find_engine", finding)
+    monkeypatch.setattr(tensorrt_session, "EngineSlot", slot)
+    opened().run(np.zeros((1, 64, 64, 3), np.uint8))
 
 
 # Threads.
@@ -167,7 +201,6 @@ def test_many_threads_get_their_own_answers(opened: Open, machine: FakeMachine, 
     assert problems == []
     assert machine.driver.live()["streams"] <= 3
     session.close()
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -247,7 +280,6 @@ def test_closing_lets_a_run_under_way_end_and_turns_the_waiting_away(
     assert machine.driver.live()["streams"] == 1
     go_on.set()
     thread.join()
-    gc.collect()
     assert machine.driver.live() == {}
 
 
@@ -292,5 +324,4 @@ def test_closing_while_a_slot_is_made_gives_everything_back(
     monkeypatch.setattr(machine.driver, "cuStreamCreate", closing)
     with pytest.raises(ValueError, match="closed"):
         session.run(pictures(session, 1))
-    gc.collect()
     assert machine.driver.live() == {}

@@ -40,6 +40,35 @@ def test_adaptive_pooling_of_any_size_answers_as_torch_does(size: int | tuple[in
     assert torch.nn.functional.adaptive_avg_pool2d.__module__ == "torch.nn.functional", "torch's own function is back"
 
 
+DECISIONS: dict[str, tuple[Any, bool]] = {
+    "truth": (lambda m: m > 2, True),
+    "number": (lambda m: m.item() > 2, True),
+    "float": (lambda m: float(m) > 2, True),
+    "list": (lambda m: m.tolist() > 2, True),
+    "numpy": (lambda m: m.numpy() > 2, True),
+    "nothing of a tensor": (lambda m: m.ndim > 2, False),
+    "a length": (lambda m: int(m.reshape(-1).shape[0]) > 2, False),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_decision_by_a_number_of_a_tensor_is_seen_however_it_is_read(name: str) -> None:
+    decides, expected = DECISIONS[name]
+
+    class Network(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, images: Any) -> Any:
+            found = self.head(images.mean(dim=(2, 3)))
+            return -found if decides(images.mean()) else found
+
+    frozen: list[str] = []
+    onnx_from_torch(Network().eval(), (8, 8), frozen)
+    assert bool(frozen) == expected and all(line.startswith("test_torch_export.py, line ") for line in frozen)
+
+
 class Bessel(torch.nn.Module):  # type: ignore[misc]
     """A network with a function that ONNX does not have."""
 
@@ -72,7 +101,7 @@ ENDINGS: dict[str, tuple[Any, str]] = {
     "sigmoid of half precision": (lambda x: x.half().sigmoid().float(), "sigmoid"),
     "joined sigmoids": (lambda x: torch.cat([x[:, :1].sigmoid(), x[:, 1:].sigmoid()], dim=1), "sigmoid"),
     "joined, one without": (lambda x: torch.cat([x[:, :1].sigmoid(), x[:, 1:]], dim=1), "none"),
-    "sigmoid, then more": (lambda x: x.sigmoid() * 3, "none"),
+    "sigmoid, then more": (lambda x: x.sigmoid() * 3, "changed"),
 }
 
 

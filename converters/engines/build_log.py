@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fundus_rt.models.errors import EngineError
+
 _KEPT_ALIVE: list[Any] = []
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 
@@ -18,7 +20,7 @@ class BuildLog:
         """Begin the file anew.
 
         Raises:
-            OSError: it cannot be written.
+            EngineError: it cannot be written.
         """
         self.path = path
         self.errors: list[str] = []
@@ -26,7 +28,10 @@ class BuildLog:
         self.warnings: list[str] = []
         self._begin = time.monotonic()
         self._lock = threading.Lock()
-        self._file = open(path, "w", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115
+        try:
+            self._file = open(path, "w", buffering=1, encoding="utf-8", errors="replace")  # noqa: SIM115
+        except OSError as error:
+            raise EngineError(f"the log {path} cannot be written ({error.strerror}); name another file with --log") from error
 
     def write(self, severity: str, text: str) -> None:
         """Write one message with its severity and the seconds since the beginning."""

@@ -30,7 +30,7 @@ from fundus_rt.converters.engines.parser_errors import build_failure, parser_fai
 from fundus_rt.converters.engines.target import name_target
 from fundus_rt.converters.engines.timing_cache import keep_timing_cache, use_timing_cache
 from fundus_rt.models.artifacts import sha256_of_bytes
-from fundus_rt.models.card import card_from_json
+from fundus_rt.models.card import ModelCard, card_from_json
 from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
 from fundus_rt.models.errors import EngineError
 
@@ -78,15 +78,21 @@ class BuildOptions:
             raise EngineError(f"got the optimisation level {self.optimisation_level}, expected 0 to 5")
 
 
-def flags_of(options: BuildOptions, profile: EngineProfile) -> tuple[str, ...]:
+def flags_of(options: BuildOptions, profile: EngineProfile, head_format: int | None = None) -> tuple[str, ...]:
     """What changes the engine beside its profile, sorted, for its key; empty for a build as it is by default.
 
-    An engine that takes whole frames has the version of the head that is put before the network among its flags. The
-    workspace is left out: it follows the memory that happens to be free, and decides only which kernels are tried.
+    An engine that takes whole frames has the version of its frame head among its flags. The workspace is left out: it follows
+    the memory that happens to be free, and decides only which kernels are tried.
+
+    Args:
+        options: what the build may do.
+        profile: the sizes that the engine takes.
+        head_format: version of the frame head that the file has itself (`head_format_in_file`); None where the head of this
+            package is put before it.
     """
     from fundus_rt.converters.engines.frame_head import FRAME_HEAD_FORMAT
 
-    flags = [] if profile.frame_height is None else [f"frame-head={FRAME_HEAD_FORMAT}"]
+    flags = [] if profile.frame_height is None else [f"frame-head={head_format or FRAME_HEAD_FORMAT}"]
     if options.optimisation_level is not None:
         flags.append(f"optimisation-level={options.optimisation_level}")
     if options.target is not None:
@@ -143,8 +149,11 @@ def engine_from_onnx(
             f"{onnx_path.name} is not an ONNX file ({type(error).__name__}); convert the checkpoint again"
         ) from error
     card = card_of(model, onnx_path.name)
-    if key.profile.frame_height is not None and FRAME not in {value.name for value in model.graph.input}:
-        model = _with_head(model, card, onnx_path.name, options)
+    head_is_inside = FRAME in {value.name for value in model.graph.input}
+    if head_is_inside or key.profile.frame_height is not None:
+        _require_exact_products(model, card, onnx_path.name, options)
+    if key.profile.frame_height is not None and not head_is_inside:
+        model = _with_head(model, card, onnx_path.name)
         content = model.SerializeToString()
     _lint(model, library, onnx_path.name, say)
     shapes = shapes_of(model, key.profile)
@@ -170,21 +179,31 @@ def engine_from_onnx(
     )
 
 
-def _with_head(model: Any, card: dict[str, Any], name: str, options: BuildOptions) -> Any:
-    """The graph with the portable frame head before it.
+def _require_exact_products(model: Any, card: dict[str, Any], name: str, options: BuildOptions) -> None:
+    """Refuse products that may be rounded where a filter of the frame head needs them exact, whoever put the head there.
 
     Raises:
         EngineError: products may be rounded (TF32), and the author's filter is then no longer what its library computes.
     """
-    from fundus_rt.converters.engines.frame_head import FULL_FLOAT32, with_frame_head
+    from fundus_rt.converters.engines.frame_head import FULL_FLOAT32, head_facts
 
-    parsed = card_from_json(json.dumps(card), origin=f"the card in {name}")
-    if options.tf32 and parsed.preprocessing.interpolation in FULL_FLOAT32:
-        raise EngineError(
-            f"the filter {parsed.preprocessing.interpolation} inside an engine needs products in full float32; leave out --tf32, "
-            "or --frames"
-        )
-    return with_frame_head(model, parsed)
+    facts = head_facts(model, name) or {}
+    filters = {facts.get("interpolation"), _parsed(card, name).preprocessing.interpolation}
+    inexact = sorted(filters & set(FULL_FLOAT32)) or (["of the frame head"] if facts.get("tf32_is_exact") is False else [])
+    if options.tf32 and inexact:
+        remedy = "leave out --tf32" if facts else "leave out --tf32, or --frames"
+        raise EngineError(f"the filter {inexact[0]} inside an engine needs products in full float32; {remedy}")
+
+
+def _with_head(model: Any, card: dict[str, Any], name: str) -> Any:
+    """The graph with the portable frame head before it."""
+    from fundus_rt.converters.engines.frame_head import with_frame_head
+
+    return with_frame_head(model, _parsed(card, name))
+
+
+def _parsed(card: dict[str, Any], name: str) -> ModelCard:
+    return card_from_json(json.dumps(card), origin=f"the card in {name}")
 
 
 def _lint(model: Any, library: Library, name: str, say: Say) -> None:

@@ -68,6 +68,7 @@ from pathlib import Path
 from typing import Any
 
 from fundus_rt.converters.backends import require
+from fundus_rt.converters.engines.engine_facts import import_onnx
 from fundus_rt.converters.engines.head_filters import (
     COLUMN_FILTER,
     FRAME,
@@ -81,7 +82,7 @@ from fundus_rt.converters.engines.head_filters import (
 from fundus_rt.converters.graphs.graph_names import give_way, inner_names, rename
 from fundus_rt.models.artifacts import atomic_path
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
-from fundus_rt.models.errors import ModelFileError
+from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 
 FRAME_HEAD_KEY = "fundus_rt.frame_head"
 """Key in the ``metadata_props`` of a graph that takes whole frames."""
@@ -155,6 +156,50 @@ def frame_onnx_from_onnx(source: Path, target: Path) -> ModelCard:
     with atomic_path(target) as path:
         onnx.save(model, str(path))
     return card
+
+
+def head_facts(model: Any, name: str) -> dict[str, Any] | None:
+    """What a graph's metadata says of its own frame head: ``format``, ``interpolation``, ``tf32_is_exact``; None without one.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        name: the file's name, for the message.
+
+    Raises:
+        ModelFileError: the entry is not what this package writes.
+    """
+    text = next((entry.value for entry in model.metadata_props if entry.key == FRAME_HEAD_KEY), None)
+    if text is None:
+        return None
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or type(facts.get("format")) is not int:
+        raise ModelFileError(
+            f"the entry {FRAME_HEAD_KEY} in {name} cannot be read; "
+            f"write the file again with `fundus-rt build MODEL.onnx -o {name}`"
+        )
+    return facts
+
+
+def head_format_in_file(path: Path) -> int | None:
+    """Version of the frame head that an ONNX file has itself; None without one, and for a file that is no ONNX file.
+
+    Raises:
+        BackendUnavailableError: the package ``onnx`` is not installed.
+        ModelFileError: the entry is not what this package writes.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        model = import_onnx().load_model_from_string(content)
+    except BackendUnavailableError:
+        raise
+    except Exception:  # protobuf's own classes; the build says what is wrong with the file
+        return None
+    facts = head_facts(model, path.name)
+    return None if facts is None else int(facts["format"])
 
 
 def _facts(card: ModelCard) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from fundus_rt.models.errors import BackendUnavailableError
 PORTABLE = ("8.0", "8.6", "8.9", "12.0")
 """Compute capabilities on which an engine of TensorRT-RTX runs when no target is named, and later ones; its documentation,
 page "CPU-Only AOT and TensorRT-RTX Engines"."""
+NEWEST = 12
+"""Major number of the newest GPUs that this documentation speaks of."""
 
 
 def name_target(config: Any, library: Any, target: str | None, say: Callable[[str], None]) -> None:
     """Tell the library which GPU an engine is for.
 
-    A capability that the library can name is set. Any other from 8.0 on is left to the engine's own portability, and said:
-    whether the engine runs there is known only after trying.
+    A capability that the library can name is set. Any other from 8.0 to 12.x is left to the engine's own portability, and said:
+    whether the engine runs there is known only after trying. A GPU of a later generation is refused.
 
     Args:
         config: the build's configuration.
@@ -40,6 +42,11 @@ def name_target(config: Any, library: Any, target: str | None, say: Callable[[st
         raise BackendUnavailableError(
             f"this TensorRT-RTX ({library.version}) cannot name the compute capability {target}, and without a name its engines "
             f"are for {', '.join(PORTABLE)} and later; build on the machine itself"
+        )
+    if major > NEWEST:
+        raise BackendUnavailableError(
+            f"got the compute capability {target}; TensorRT-RTX {library.version} cannot name it, and its documentation knows no "
+            f"GPU later than {NEWEST}.x. Correct the number, install a later TensorRT-RTX, or build on the machine itself"
         )
     if target not in PORTABLE and (major, minor) < (12, 0):
         say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,11 @@ def read_onnx(path: Path, sha256: str) -> Checkpoint:
     listed = listed_classes({entry.key: entry.value for entry in model.metadata_props})
     notes += [f"its metadata lists the classes as {', '.join(order)} ({key})" for key, order in listed]
     orders = [order for _, order in listed] or [()]
-    if any(in_another_order(orders[0], order) for order in orders):
+    if any(in_another_order(one, other) for one, other in combinations(orders, 2)):
         raise UnsupportedCheckpointError(f"{path.name}: {'; '.join(notes[-len(listed) :])}; which order holds cannot be told")
-    return Checkpoint(path, sha256, "onnx", "onnx", tensors_of(model), notes=tuple(notes), classes=orders[0])
+    return Checkpoint(
+        path, sha256, "onnx", "onnx", tensors_of(model), notes=tuple(notes), classes=orders[0], class_lists=tuple(listed)
+    )  # fmt: skip
 
 
 def identify_onnx(checkpoint: Checkpoint, card: ModelCard) -> Architecture:

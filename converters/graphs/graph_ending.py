@@ -35,6 +35,8 @@ SOURCES = {
 """Range of what an operator gives, whatever it is given, and which activation it is, or is a part of."""
 DEEPEST = 100
 """Operators behind an activation, at most."""
+MOST_SUMMED = 1e6
+"""Numbers that one sum adds up, at most; how many they are is not looked up."""
 SUM_ERROR = 1e-3
 """How far from 1 the float32 probabilities of classes that exclude each other may add up."""
 
@@ -66,7 +68,9 @@ def activation_inside(model: Any, output: str, answers: np.ndarray | None = None
     Returns:
         ``softmax`` where the numbers are probabilities of classes that exclude each other, ``sigmoid`` for probabilities of
         their own (one chosen out of a softmax among them), ``log-softmax`` for logarithms of the first, of which a softmax
-        makes them again, ``logarithm`` for those of others, and ``none`` for any other numbers.
+        makes them again, ``logarithm`` for those of others, ``changed`` for what arithmetic has made of them (a probability in
+        percent, one moved around zero, a tanh), and ``none`` for any other numbers: those of a linear layer, and log-odds, which
+        are unbounded on both sides again.
     """
     span = _Spans(model).of(output)
     if span is None:
@@ -74,7 +78,8 @@ def activation_inside(model: Any, output: str, answers: np.ndarray | None = None
     likely = span.lowest >= -SUM_ERROR and span.highest <= 1 + SUM_ERROR
     logarithm = span.lowest < -3 and span.highest <= SUM_ERROR
     if not likely and not logarithm:
-        return "none"
+        unbounded = span.lowest == -math.inf and span.highest == math.inf
+        return "changed" if span.sources and not unbounded else "none"
     exclusive = _is_exclusive(span, _width_of(model, output), answers, logarithm)
     if logarithm:
         return "log-softmax" if exclusive else "logarithm"
@@ -136,6 +141,8 @@ class _Spans:
             if kind in EXTREME and any(activation == "softmax" for _, activation in inner.sources):
                 return None
             return replace(inner, chosen=True) if kind in CHOOSING else replace(inner, mixed=True)
+        if kind == "ReduceSum":
+            return _summed(self.of(node.input[0], depth))
         if kind in _JOINING:
             parts = [self.of(part, depth) for part in node.input]
             spans = [part for part in parts if part is not None]
@@ -171,6 +178,14 @@ class _Spans:
             above is not None and below is not None and above.op_type == "Exp"
             and below.op_type == "ReduceSum" and below.input[0] == node.input[0]
         )  # fmt: skip
+
+
+def _summed(span: Span | None) -> Span | None:
+    """The span of a sum of one or many numbers."""
+    if span is None or not span.sources:
+        return None
+    lowest = span.lowest if span.lowest >= 0 else span.lowest * MOST_SUMMED
+    return replace(span, lowest=lowest, highest=span.highest * (MOST_SUMMED if span.highest > 0 else 1), mixed=True)
 
 
 def _joined(kind: str, spans: list[Span]) -> Span | None:

@@ -37,6 +37,8 @@ OPSET = 17
 """First opset with LayerNormalization as one operator, which stays sound in fp16; read by TensorRT 10.3."""
 LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
 """Packages whose decisions while they are traced are about shapes."""
+PYTHON_VALUES = ("Python boolean", "Python float", "Python number", "Python scalar", "Python list", "NumPy array")
+"""What the tracer says that a tensor was made into."""
 EXPORTER = "torch.onnx (TorchScript)"
 
 
@@ -144,10 +146,12 @@ def _without_graph_on_failure(torch: Any) -> Iterator[None]:
 
 
 def _is_own_decision(warning: Any) -> bool:
-    """Whether a tracer's warning is about a decision by a tensor's value in code of neither a library nor this package."""
+    """Whether a tracer's warning is about a Python value of a tensor, by which something can be decided, in code of neither a
+    library nor this package. Whole numbers are left out: those are lengths."""
     file = Path(warning.filename)
     ours = file.resolve().is_relative_to(Path(__file__).resolve().parents[1])
-    return "Python boolean" in str(warning.message) and not ours and LIBRARIES.isdisjoint(file.parts)
+    told = any(kind in str(warning.message) for kind in PYTHON_VALUES)
+    return told and not ours and LIBRARIES.isdisjoint(file.parts)
 
 
 @contextmanager

@@ -60,7 +60,8 @@ def read_torch(path: Path, sha256: str, kind: str, trust_pickle: bool, progress:
         module=found.module,
         notes=tuple(notes),
         trusted=trust_pickle,
-        classes=found.stated.classes,
+        classes=found.stated.lists[0][1] if found.stated.lists else (),
+        class_lists=tuple(found.stated.lists),
         stated_architecture=found.stated.architecture,
         stated_preparation=found.stated.preparation,
         warnings=found.warnings,
@@ -89,7 +90,8 @@ def read_safetensors(path: Path, sha256: str) -> Checkpoint:
     check_tensors(torch, path, state, notes)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     return Checkpoint(
-        path, sha256, "safetensors", "pytorch", shapes, state, notes=tuple(notes), classes=stated.classes,
+        path, sha256, "safetensors", "pytorch", shapes, state, notes=tuple(notes),
+        classes=stated.lists[0][1] if stated.lists else (), class_lists=tuple(stated.lists),
         stated_architecture=stated.architecture, stated_preparation=stated.preparation,
     )  # fmt: skip
 

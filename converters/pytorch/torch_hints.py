@@ -23,8 +23,8 @@ class Stated:
 
     outside: list[tuple[str, Any]] = field(default_factory=list)
     """Entries beside the network, and beside each container that it was taken out of, by their keys."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes in the order of the columns, as the file lists them; empty when it does not."""
+    lists: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Every list that may name the classes in the order of the columns, with its key."""
     architecture: str = ""
     """What the training options call the network; empty when they do not."""
     preparation: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Stated:
 
 
 def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> None:
-    """Take from one dictionary of a file the network's name and the names of the classes; the first of each counts.
+    """Take from one dictionary of a file the network's name, of which the first counts, and every list of the classes.
 
     Args:
         content: the dictionary, or a container in it.
@@ -58,17 +58,20 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
             value = options.get(key)
             if isinstance(value, (str, list, tuple, int, float)) and value and not isinstance(value, bool):
                 stated.preparation.setdefault(key, list(value) if isinstance(value, tuple) else value)
-        for _, classes in listed_classes(options):
-            _note_classes(classes, stated, notes)
+        for key, classes in listed_classes(options):
+            _note_classes(key, classes, stated, notes)
 
 
-def _note_classes(classes: tuple[str, ...], stated: Stated, notes: list[str]) -> None:
-    if in_another_order(stated.classes, classes):
-        raise UnsupportedCheckpointError(
-            f"the file lists its classes twice, as {', '.join(stated.classes)} and as {', '.join(classes)}; which order holds "
-            f"cannot be told. Ask its authors, and save the file with the one that holds."
-        )
-    stated.classes = stated.classes or classes
+def _note_classes(key: str, classes: tuple[str, ...], stated: Stated, notes: list[str]) -> None:
+    for other, earlier in stated.lists:
+        if in_another_order(earlier, classes):
+            raise UnsupportedCheckpointError(
+                f"the file lists its classes twice, as {', '.join(earlier)} ({other}) and as {', '.join(classes)} ({key}); which "
+                f"order holds cannot be told. Ask its authors, and save the file with the one that holds."
+            )
+    if (key, classes) not in stated.lists:
+        stated.lists.append((key, classes))
     said = f"the file lists its classes as {', '.join(repr(name[:40]) for name in classes[:12])}"
-    if classes and said not in notes:
+    said += f" ({key})" if len(stated.lists) > 1 else ""
+    if said not in notes:
         notes.append(said)

@@ -46,7 +46,9 @@ MIB = 1 << 20
 )  # fmt: skip
 @click.option("--log", "log_path", type=click.Path(path_type=Path), metavar="FILE", help="Where all that TensorRT says goes.")
 @click.option("--force", is_flag=True, help="Build even where the engine is there.")
+@click.pass_context
 def build(
+    context: click.Context,
     models: tuple[str, ...],
     output: Path | None,
     batch: str,
@@ -67,22 +69,14 @@ def build(
     With `-o NAME.onnx` no engine is built: the portable form of an engine for whole photographs is written, an ONNX file that any
     program can run or build from. It needs no TensorRT.
     """
-    from fundus_rt.models.errors import UsageError
+    from fundus_rt.runtime.commands.build_checks import check_options, check_places
     from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
     from fundus_rt.runtime.session import resolve_model
 
     profile = _profile(batch, frames)
-    if len(models) > 1 and (output or log_path):
-        raise UsageError(f"-o and --log name one file, {len(models)} models were given; build them one by one, or leave both out")
-    if target is not None and output is None:
-        raise UsageError(
-            "an engine for another machine does not belong into this machine's cache; name a file with -o FILE.engine"
-        )
-    if output is not None and output.exists() and not force:
-        raise UsageError(f"{output} exists; remove it, or say --force to replace it")
+    check_options(context, output, target)
     paths = [resolve_model(model) for model in models]
-    if output is not None and output.resolve() == paths[0].resolve():
-        raise UsageError(f"{output} is the model itself; name another file with -o")
+    check_places(paths, output, log_path, force)
     if output is not None and output.suffix == ".onnx":
         _write_frame_graph(paths[0], output)
         return
@@ -143,10 +137,6 @@ def _build_one(
             return engine_from_onnx(path, temporary, library, key, options, say, log, show)
 
     if output is not None:
-        if not output.parent.is_dir():
-            from fundus_rt.models.errors import UsageError
-
-            raise UsageError(f"the folder {output.parent} does not exist; make it first")
         with atomic_path(output) as temporary:
             record = work(temporary)
             record_path(output).unlink(missing_ok=True)
@@ -254,6 +244,7 @@ def _options(
 
 def _key(path: Path, library: TensorRTLibrary, machine: _Machine, profile: EngineProfile, options: BuildOptions) -> EngineKey:
     from fundus_rt.converters.engines.engine_build import flags_of
+    from fundus_rt.converters.engines.frame_head import head_format_in_file
     from fundus_rt.models.artifacts import sha256_of_file
     from fundus_rt.models.engines import EngineKey
 
@@ -266,7 +257,7 @@ def _key(path: Path, library: TensorRTLibrary, machine: _Machine, profile: Engin
         cuda_driver=machine.cuda_driver,
         l4t=machine.l4t,
         profile=profile,
-        flags=flags_of(options, profile),
+        flags=flags_of(options, profile, head_format_in_file(path) if profile.frame_height else None),
     )
 
 

@@ -227,10 +227,10 @@ class CudaDevice:
         copy.Height = rows
         self._context.call("cuMemcpy2DAsync", copy, stream.handle)
 
-    def clear(self, buffer: DeviceBuffer, nbytes: int, stream: Stream) -> None:
-        """Put setting the first `nbytes` of a buffer to zero on the stream."""
+    def clear(self, buffer: DeviceBuffer, nbytes: int, stream: Stream, *, byte: int = 0) -> None:
+        """Put setting each of the first `nbytes` of a buffer to `byte` on the stream."""
         _require_within(nbytes, (0, buffer.nbytes))
-        self._context.call("cuMemsetD8Async", buffer.address, 0, nbytes, stream.handle)
+        self._context.call("cuMemsetD8Async", buffer.address, byte, nbytes, stream.handle)
 
     @contextmanager
     def capture(self, stream: Stream) -> Iterator[Graph]:

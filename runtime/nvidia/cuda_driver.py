@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from fundus_rt.models.errors import BackendUnavailableError, DeviceLostError, DeviceMemoryError
 
@@ -86,7 +86,9 @@ class CudaContext:
         self._users = 1
         self._lock = threading.RLock()  # the collector may free a buffer, and so release, in the middle of `retain`
         try:
-            status = self.api.cuInit(0)[0]
+            status = self._answer("cuInit", 0)[0]
+        except DeviceLostError:
+            raise
         except Exception as error:  # the bindings raise errors of their own kinds where libcuda is not there
             raise BackendUnavailableError(
                 f"the CUDA driver cannot be loaded ({_one_line(error)}); install NVIDIA's driver, or say --device cpu"
@@ -126,14 +128,14 @@ class CudaContext:
 
     def make_current(self) -> None:
         """Have this thread's CUDA calls, TensorRT's among them, go to this context."""
-        status = self.api.cuCtxSetCurrent(self._handle)[0]
+        status = self._answer("cuCtxSetCurrent", self._handle)[0]
         if status != 0:
             self._check("cuCtxSetCurrent", status, "")
 
     def dispose(self, function: str, *arguments: Any) -> None:
         """Call a function that releases something; a lost GPU may refuse, and nothing is raised."""
-        self.api.cuCtxSetCurrent(self._handle)  # where this fails, the next call does too
         try:
+            self._answer("cuCtxSetCurrent", self._handle)  # where this fails, the next call does too
             self._plain(function, *arguments)
         except DeviceLostError:
             return
@@ -149,7 +151,10 @@ class CudaContext:
             self._users -= 1
             last = self._users == 0
         if last:
-            status = self.api.cuDevicePrimaryCtxRelease(self.device)[0]
+            try:
+                status = self._answer("cuDevicePrimaryCtxRelease", self.device)[0]
+            except DeviceLostError:
+                return
             if not self.lost and status.name not in LOST:
                 self._check("cuDevicePrimaryCtxRelease", status, "")
 
@@ -160,7 +165,7 @@ class CudaContext:
 
     def _plain(self, function: str, *arguments: Any, asking: str = "") -> Any:
         try:
-            status, *values = getattr(self.api, function)(*arguments)
+            status, *values = self._answer(function, *arguments)
         except RuntimeError as error:  # the bindings' own, for a function that the driver's library does not have
             raise BackendUnavailableError(
                 f"the driver of {self.name} does not know {function} ({_one_line(error)}): it is older than the bindings; update "
@@ -169,6 +174,26 @@ class CudaContext:
         if status != 0:
             self._check(function, status, asking)
         return values[0] if len(values) == 1 else tuple(values)
+
+    def _answer(self, function: str, *arguments: Any) -> Any:
+        """Status and values of a call. A status that the bindings have no name for counts as a lost GPU: nobody knows the rest.
+
+        Raises:
+            DeviceLostError: such a status.
+        """
+        try:
+            return getattr(self.api, function)(*arguments)
+        except ValueError as error:
+            if "CUresult" not in str(error):
+                raise
+            self._lose(f"the driver answers {function} with a status that its bindings do not know ({_one_line(error)})", error)
+
+    def _lose(self, what: str, cause: Exception | None = None) -> NoReturn:
+        self.lost = (
+            f"{self.name} stopped: {what}. Nothing more can be answered on it by this process: end it and start it again. "
+            "If it stops again, look for Xid lines in the kernel's log, at temperature and at power, or say --device cpu."
+        )
+        raise DeviceLostError(self.lost) from cause
 
     def _check(self, function: str, status: Any, asking: str) -> None:
         if status == 0:
@@ -181,11 +206,7 @@ class CudaContext:
                 "the GPU, build the engine for a smaller batch with `fundus-rt build --batch`, or say --device cpu."
             )
         if name in LOST:
-            self.lost = (
-                f"{self.name} stopped: {what}. Nothing more can be answered on it by this process: end it and start it again. "
-                "If it stops again, look for Xid lines in the kernel's log, at temperature and at power, or say --device cpu."
-            )
-            raise DeviceLostError(self.lost)
+            self._lose(what)
         if name in UNRECORDABLE:
             raise CaptureError(f"this work cannot be recorded as a CUDA graph on {self.name}: {what}")
         raise BackendUnavailableError(

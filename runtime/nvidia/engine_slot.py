@@ -15,16 +15,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.models.errors import EngineError, FundusRtError
+from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError, FundusRtError
 from fundus_rt.runtime.answers import Answers, row_sums
 from fundus_rt.runtime.nvidia.cuda_device import CudaDevice, Graph, Stream
-from fundus_rt.runtime.nvidia.cuda_driver import CaptureError
-from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
+from fundus_rt.runtime.nvidia.fused_kernel import MOST_WIDTH, FusedPreprocessor
 from fundus_rt.runtime.nvidia.tensorrt_engine import DTYPES, INPUT, RECEIPT, Engine
 from fundus_rt.runtime.session import Batch, Box
 
 SHAPES_KEPT = 8
 """Batch sizes whose contexts and graphs a slot keeps; the one not used for longest goes first."""
+NO_NUMBER = 0xFF
+"""A byte of which four make a float32 that is not a number."""
 ALIGNMENT = 256
 """Of every tensor's address, bytes; TensorRT asks for it."""
 FRAME_STEP = 64
@@ -183,8 +184,9 @@ class EngineSlot:
                 return self._fused
             height, width = max(height, most[0]), max(width, most[1])
         self._forget_frames()
-        sides = tuple(-(-side // FRAME_STEP) * FRAME_STEP for side in (height, width))
-        self._fused = FusedPreprocessor(self.device, self.engine.card.preprocessing, (sides[0], sides[1]))
+        tall, wide = (-(-side // FRAME_STEP) * FRAME_STEP for side in (height, width))
+        most = (tall, max(width, min(wide, MOST_WIDTH)))
+        self._fused = FusedPreprocessor(self.device, self.engine.card.preprocessing, most)
         return self._fused
 
     def _forget_frames(self) -> None:
@@ -205,30 +207,34 @@ class _Submission:
 
     def __init__(self, slot: EngineSlot, enqueue: Callable[[], None]) -> None:
         self._slot = slot
-        self._enqueue = enqueue
+        self._enqueue: Callable[[], None] | None = enqueue
         self._graph: Graph | None = None
         self._refused = False
 
     def submit(self) -> None:
         if self._graph is not None:
             self._graph.launch(self._slot.stream)
-        else:
+        elif self._enqueue is not None:
             self._enqueue()
 
     def record(self) -> None:
-        """Record the work, after it has run once: TensorRT settles a context's inner state in its first run."""
-        if self._graph is not None or self._refused:
+        """Record the work, after it has run once: TensorRT settles a context's inner state in its first run.
+
+        What cannot be recorded, for whatever reason but a lost GPU, goes on piece by piece, and that is said.
+        """
+        if self._graph is not None or self._refused or self._enqueue is None:
             return
         try:
             with self._slot.device.capture(self._slot.stream) as graph:
                 self._enqueue()
-        except (CaptureError, EngineError) as error:
+        except (BackendUnavailableError, DeviceMemoryError, EngineError) as error:
             self._refused = True
             self._slot.say(f"the engine runs without a CUDA graph, which costs time: {' '.join(str(error).split())}")
             return
         self._graph = graph
 
     def close(self) -> None:
+        self._enqueue = None  # it knows the shape, which knows this
         if self._graph is not None:
             self._graph.close()
             self._graph = None
@@ -242,7 +248,11 @@ class _Shape:
         self._rows = rows
         places, self._nbytes = _layout(slot.engine, rows)
         self._context = slot.engine.context()
-        self._bind(places)
+        try:
+            self._bind(places)
+        except BaseException:
+            self._context = None  # the error's traceback would keep it
+            raise
         bytes_ = slot.output.array
         self._views = {
             name: bytes_[start : start + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -252,15 +262,17 @@ class _Shape:
         self.submission = _Submission(slot, self._upload_and_enqueue)
 
     def enqueue(self) -> None:
-        """Put the engine on the stream, and the download of what it says."""
+        """Put the engine on the stream, and the download of what it says; what it said before is written over first."""
         slot = self._slot
+        if slot.device_output is not None:
+            slot.device.clear(slot.device_output, self._nbytes, slot.stream, byte=NO_NUMBER)
         if not self._context.execute_async_v3(slot.stream.handle):
             raise slot.engine.refusal("run the engine")
         if slot.device_output is not None:
             slot.device.download(slot.output, slot.device_output, self._nbytes, slot.stream)
 
     def forget_answers(self) -> None:
-        """Write over what was answered before: a download that gets lost then leaves no number."""
+        """Write over what was answered before on the host: a download that gets lost then leaves no number."""
         self._numbers.fill(np.nan)
 
     def answers(self, count: int) -> Answers:

@@ -253,7 +253,8 @@ __device__ inline int area_column(const void* narrow, const int* parameters, int
 }
 
 // Args: narrow as `rows_pass` left it; parameters; result [height, width, 3], float32 for TF_BILINEAR, else uint8; written: the
-// sum of each row of the result, float32 [height]. Grid: one block for each row of the result.
+// sum of each row of the result, float32 [height], then TICKET once more for each row, from the block that made it: so no row
+// of an earlier frame passes for one of this frame. Grid: one block for each row of the result.
 extern "C" __global__ void __launch_bounds__(THREADS)
     columns_pass(const void* __restrict__ narrow, const int* __restrict__ parameters, void* __restrict__ result,
                  float* __restrict__ written, int width, int height) {
@@ -290,5 +291,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (thread < half) sums[thread] += sums[thread + half];
   }
-  if (thread == 0) written[y] = (float)sums[0];
+  if (thread == 0) {
+    written[y] = (float)sums[0];
+    ((int*)written)[height + y] = parameters[TICKET];
+  }
 }

@@ -84,8 +84,9 @@ class FusedPreprocessor:
         self._device_crop = None if device.integrated else device.buffer(self._crop.nbytes)
         value_bytes = 1 if resize_taps(spec.interpolation, (height, width), (height, width)).arithmetic == "pillow" else 4
         self._narrow = device.buffer(max_frame[0] * width * 3 * value_bytes)
-        self._device_receipts = device.buffer(4 * (1 + max_frame[0] + height))
-        self._receipts = device.pinned((1 + max_frame[0] + height,), np.uint32)
+        receipts = 1 + max_frame[0] + 2 * height  # of the rows pass: ticket and sums; of the columns pass: sums and tickets
+        self._device_receipts = device.buffer(4 * receipts)
+        self._receipts = device.pinned((receipts,), np.uint32)
         self._ticket = 0
         self._loaded: NDArray[np.uint8] | None = None
         self._sums: NDArray[Any] | None = None
@@ -231,24 +232,26 @@ class FusedPreprocessor:
     def check(self) -> NDArray[np.float32]:
         """Compare the sums of the crop's rows as they arrived on the device with the crop that was loaded.
 
-        Call it when the stream is done. The pixels that were sent and the weights are both held to: the kernels read the frame's
-        number from the same block as the weights.
+        Call it when the stream is done. The pixels that were sent and the weights are both held to: each kernel reads the frame's
+        number from the same block as the weights and hands it back, the second one for every row that it wrote.
 
         Returns:
             float32 [h], the sum of each row of what was written for the network over width and channels. Exact for uint8; the
             network's own receipt has the same numbers.
 
         Raises:
-            ReceiptError: the kernels saw another crop, or other weights.
+            ReceiptError: the kernels saw another crop, or other weights, or one of them did not run.
             ValueError: no frame was loaded.
         """
         sums, receipts = self.sum_rows(), self._receipts.array
-        if int(receipts[0]) != self._ticket or not np.array_equal(receipts[1 : 1 + len(sums)], sums):
+        height, start = self._spec.input_size[0], 1 + self.max_frame[0]
+        tickets = np.append(receipts[start + height :], receipts[0])
+        if (tickets != self._ticket).any() or not np.array_equal(receipts[1 : 1 + len(sums)], sums):
             raise ReceiptError(
                 "the pixels that the GPU reduced are not those of the frame that was sent, so its answer may belong to another "
                 "picture. Nothing of it was used. Stop, reopen the model, and report this with the GPU and its driver."
             )
-        written: NDArray[np.float32] = receipts[1 + self.max_frame[0] :].view(np.float32).copy()
+        written: NDArray[np.float32] = receipts[start : start + height].view(np.float32).copy()
         return written
 
     def close(self) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard, card_from_json
 from fundus_rt.models.engine_cache import EngineCache
 from fundus_rt.models.engine_files import read_engine
-from fundus_rt.models.engines import EngineKey, EngineRecord
+from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
 from fundus_rt.models.errors import (
     BackendUnavailableError,
     CardError,
@@ -36,6 +37,8 @@ DTYPES = {
     "BOOL": "bool",
 }
 """NumPy's names of TensorRT's types."""
+TF32 = "tf32"
+"""The flag of an engine whose products of float32 are rounded to 10 bits."""
 INPUT = "frames"
 RECEIPT = "receipt"
 
@@ -55,6 +58,8 @@ class Engine:
     """What TensorRT said last, warnings and errors."""
     batch: tuple[int, int]
     """Fewest and most pictures of one pass."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while an execution context is made."""
 
     @property
     def outputs(self) -> list[str]:
@@ -72,18 +77,26 @@ class Engine:
         Raises:
             DeviceMemoryError, EngineError: TensorRT refuses.
         """
+        with self.lock:
+            made = self._made_context()
+            if made is None:
+                raise self.refusal("make an execution context")
+            return made
+
+    def close(self) -> None:
+        """Let go of the plan, and then of what it needs. Every context is gone, and the GPU's own is current in this thread."""
+        self.plan = None
+        self.runtime = None
+
+    def _made_context(self) -> Any:
         trt = self.library.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.library.flavour == "tensorrt_rtx" and hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             config = self.plan.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            made = self.plan.create_execution_context(config)
-        else:
-            made = self.plan.create_execution_context(strategy)
-        if made is None:
-            raise self.refusal("make an execution context")
-        return made
+            return self.plan.create_execution_context(config)
+        return self.plan.create_execution_context(strategy)
 
     def refusal(self, what: str) -> DeviceMemoryError | EngineError:
         """The error for something that TensorRT did not do, with what it said."""
@@ -99,10 +112,15 @@ class FoundEngine:
     content: bytes
     record: EngineRecord
     library: TensorRTLibrary
+    warnings: tuple[str, ...] = ()
+    """What every result has to say: that another engine came first and is damaged."""
 
 
 def find_engine(path: Path, machine: MachineIdentity) -> FoundEngine:
     """Find the engine of a model for a machine. Nothing is ever built here, and the GPU is not touched.
+
+    Of several in the cache an exact one comes before one that rounds products (TF32), then the last built one; one that is
+    damaged is passed over, and that is said.
 
     Args:
         path: an ``.engine`` with its record beside it, or an ``.onnx`` whose engine lies in the cache.
@@ -111,10 +129,10 @@ def find_engine(path: Path, machine: MachineIdentity) -> FoundEngine:
     Raises:
         EngineMissingError: there is no engine of this model for this machine; with the command that builds it.
         EngineStaleError: there is one for another machine or library, or it is damaged; with the command.
+        EngineError: the engine takes whole frames with their filters, which a session does not.
         BackendUnavailableError: TensorRT is missing.
     """
-    found = _read_file(path, machine) if path.suffix == ENGINE_SUFFIX else _read_cached(path, machine)
-    return FoundEngine(path.name, *found)
+    return _read_file(path, machine) if path.suffix == ENGINE_SUFFIX else _read_cached(path, machine)
 
 
 def open_engine(found: FoundEngine) -> Engine:
@@ -134,17 +152,25 @@ def open_engine(found: FoundEngine) -> Engine:
     plan = runtime.deserialize_cuda_engine(found.content)
     if plan is None:
         raise _refusal(library, log, "read the engine", card.name)
-    _require_contract(plan, library.module, card, found.name)
+    if problems := _contract_problems(plan, library.module, card):
+        plan = runtime = None  # in this order; the error's traceback would keep them beyond the GPU's context
+        listing = "\n".join(f"  - {problem}" for problem in problems)
+        raise EngineError(f"{found.name}: engine and card disagree; convert the checkpoint and build again:\n{listing}")
     least, _, most = (list(shape) for shape in plan.get_tensor_profile_shape(INPUT, 0))
     return Engine(library, record, card, plan, runtime, log, (int(least[0]), int(most[0])))
 
 
-def _read_file(path: Path, machine: MachineIdentity) -> tuple[bytes, EngineRecord, TensorRTLibrary]:
-    command = f"fundus-rt build MODEL.onnx -o {shlex.quote(str(path))}"
+def _read_file(path: Path, machine: MachineIdentity) -> FoundEngine:
+    command = f"fundus-rt build MODEL.onnx --force -o {shlex.quote(str(path))}"
     try:
         content, record = read_engine(path)
     except EngineStaleError as error:
         raise EngineStaleError(f"{error}:\n  {command}") from error
+    if record.key.profile.frame_height is not None:
+        raise EngineError(
+            f"{path.name} takes whole photographs together with their filters: it is for other programs, which compute the filters "
+            "themselves. This one runs the engine of the network alone; build that from its model:\n  fundus-rt build MODEL.onnx"
+        )
     library = import_tensorrt(record.key.flavour)
     differences = record.key.differences(_key_here(record.key, library, machine))
     if differences:
@@ -152,15 +178,16 @@ def _read_file(path: Path, machine: MachineIdentity) -> tuple[bytes, EngineRecor
             f"{path.name} was built for something else ({', '.join(differences)}), and an engine is only valid where it was "
             f"built; build it here from its model:\n  {command}"
         )
-    return content, record, library
+    return FoundEngine(path.name, content, record, library)
 
 
-def _read_cached(path: Path, machine: MachineIdentity) -> tuple[bytes, EngineRecord, TensorRTLibrary]:
+def _read_cached(path: Path, machine: MachineIdentity) -> FoundEngine:
     command = f"fundus-rt build {shlex.quote(str(path))}"
-    digest = sha256_of_file(path)
     cache = EngineCache()
     differences: list[list[str]] = []
-    for record in cache.entries(digest):  # the last built first
+    damaged: list[tuple[EngineMissingError, str]] = []
+    last_built_first = cache.entries(sha256_of_file(path))
+    for record in sorted(last_built_first, key=lambda record: TF32 in record.key.flags):
         if record.key.profile.frame_height is not None:
             continue  # takes whole frames with their filters, for programs of other kinds
         try:
@@ -175,14 +202,30 @@ def _read_cached(path: Path, machine: MachineIdentity) -> tuple[bytes, EngineRec
         try:
             content, record = read_engine(cache.path_of(record))
         except EngineMissingError as error:
-            raise type(error)(f"the engine of {path.name} cannot be used: {error}:\n  {command}") from error
-        return content, record, library
+            damaged.append((error, command + _options(record.key)))
+            continue
+        passed_over = (f"an engine of {path.name} was passed over for another one: {error}: {again}" for error, again in damaged)
+        return FoundEngine(path.name, content, record, library, tuple(passed_over))
+    if damaged:
+        first, again = damaged[0]
+        raise type(first)(f"the engine of {path.name} cannot be used: {first}:\n  {again}") from first
     import_tensorrt()  # where it is missing, that comes first
     if differences:
         nearest = min(differences, key=len)
         said = ", ".join(nearest)
         raise EngineStaleError(f"the engine of {path.name} is for something else ({said}); build one that fits:\n  {command}")
     raise EngineMissingError(f"there is no engine of {path.name} for this machine; build it once:\n  {command}")
+
+
+def _options(key: EngineKey) -> str:
+    """The options of ``fundus-rt build`` that an engine was built with, where they are not the usual ones."""
+    stated = {"--batch": ",".join(map(str, key.profile.batch))} if key.profile.batch != EngineProfile().batch else {}
+    for name, _, value in (flag.partition("=") for flag in key.flags):
+        if name in (TF32, "optimisation-level"):
+            stated[f"--{name}"] = value
+    if key.flavour != "tensorrt":
+        stated["--flavour"] = key.flavour
+    return "".join(f" {' '.join((name, value)).rstrip()}" for name, value in stated.items())
 
 
 def _key_here(key: EngineKey, library: TensorRTLibrary, machine: MachineIdentity) -> EngineKey:
@@ -193,8 +236,8 @@ def _key_here(key: EngineKey, library: TensorRTLibrary, machine: MachineIdentity
     return replace(here, gpu_name=machine.gpu_name, cuda_driver=machine.cuda_driver, l4t=machine.l4t)
 
 
-def _require_contract(plan: Any, trt: Any, card: ModelCard, name_of_file: str) -> None:
-    """Compare the engine's tensors with the card, as is done for an ONNX file."""
+def _contract_problems(plan: Any, trt: Any, card: ModelCard) -> list[str]:
+    """What the engine's tensors and the card disagree in, as is asked of an ONNX file."""
     tensors = {plan.get_tensor_name(index): None for index in range(plan.num_io_tensors)}
     modes = {name: plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in tensors}
     shapes = {name: [int(size) for size in plan.get_tensor_shape(name)] for name in tensors}
@@ -220,10 +263,7 @@ def _require_contract(plan: Any, trt: Any, card: ModelCard, name_of_file: str) -
     known = DTYPES.values()
     problems += [f"output {name!r} is {dtype}, a type that is not read" for name, dtype in dtypes.items() if dtype not in known]
     unstated = [output.name for output in card.outputs if output.activation is None]
-    problems += [f"the card does not say which activation output {name!r} still needs" for name in unstated]
-    if problems:
-        listing = "\n".join(f"  - {problem}" for problem in problems)
-        raise EngineError(f"{name_of_file}: engine and card disagree; convert the checkpoint and build again:\n{listing}")
+    return problems + [f"the card does not say which activation output {name!r} still needs" for name in unstated]
 
 
 def _logger(trt: Any, log: deque[str]) -> Any:

@@ -19,7 +19,7 @@ from fundus_rt.runtime.nvidia.cuda_memory import PinnedMemory
 from fundus_rt.runtime.nvidia.engine_slot import EngineSlot
 from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
 from fundus_rt.runtime.nvidia.machine import machine_identity
-from fundus_rt.runtime.nvidia.tensorrt_engine import RECEIPT, Engine, find_engine, open_engine
+from fundus_rt.runtime.nvidia.tensorrt_engine import RECEIPT, TF32, Engine, find_engine, open_engine
 from fundus_rt.runtime.session import BackendInfo, Batch, Box, cuda_index, require_input
 
 
@@ -59,19 +59,22 @@ class TensorRTSession:
         self._frame_buffers: weakref.WeakSet[PinnedMemory] = weakref.WeakSet()
         index = cuda_index(device)
         found = find_engine(Path(path), machine_identity(index))
+        self._engine: Engine | None = None
         self._device = CudaDevice(index)
         try:
             self._device.make_current()
-            self._engine: Engine | None = open_engine(found)
+            self._engine = open_engine(found)
+            for warning in found.warnings:
+                self._say(warning)
+            del found  # with the bytes of the engine, which TensorRT has read
             self.card: ModelCard = self._engine.card
             self.backend = BackendInfo(self._engine.library.flavour, self._device.name, self._engine.library.version)
-            if "tf32" in self._engine.record.key.flags:
+            if TF32 in self._engine.record.key.flags:
                 self._say("products of float32 are rounded to 10 bits (TF32): the engine was built so")
             self.takes_frames = self._can_take_frames()
             self._idle.append(EngineSlot(self._device, self._engine, self._say))
         except BaseException:
-            self._engine = None
-            self._device.close()
+            self._close_engine()
             raise
 
     @property
@@ -203,15 +206,16 @@ class TensorRTSession:
         try:
             return EngineSlot(self._device, engine, self._say)
         except BaseException as error:
-            if isinstance(error, StoppedError):
+            too_much = isinstance(error, DeviceMemoryError)
+            if isinstance(error, StoppedError) and not too_much:
                 self._die(error)
             with self._free:
                 self._made -= 1
-                if isinstance(error, DeviceMemoryError):
+                if too_much:
                     self._most = self._made
                 self._free.notify_all()
                 self._release()
-            if not isinstance(error, DeviceMemoryError):
+            if not too_much:
                 raise
             self._say(f"only {self._most} thread(s) at a time compute: {' '.join(str(error).split())}")
             return None
@@ -224,15 +228,23 @@ class TensorRTSession:
             self._idle.pop().close()
             self._made -= 1
         if self._made == 0 and self._engine is not None:
-            self._engine = None
-            with suppress(FundusRtError):
-                self._device.close()
+            self._close_engine()
+
+    def _close_engine(self) -> None:
+        """Let go of the engine in the GPU's own context, and then of that."""
+        with suppress(FundusRtError):
+            self._device.make_current()
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        with suppress(FundusRtError):
+            self._device.close()
 
     def _require_alive(self) -> None:
-        if self._closed:
-            raise ValueError("this session is closed; open a new one")
         if self._dead is not None:
             raise type(self._dead)(str(self._dead))
+        if self._closed:
+            raise ValueError("this session is closed; open a new one")
 
     def _die(self, error: FundusRtError) -> None:
         """Keep the first error that ends the session, without its traceback, which would keep the memory in use."""
@@ -249,7 +261,8 @@ class TensorRTSession:
 
     def _say(self, sentence: str) -> None:
         with self._free:
-            if sentence not in self._warnings:
+            topic = sentence.partition(":")[0]  # the reason behind it differs in what memory is free
+            if topic not in (said.partition(":")[0] for said in self._warnings):
                 self._warnings += (sentence,)
 
 
