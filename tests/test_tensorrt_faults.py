@@ -188,7 +188,7 @@ def test_every_allocation_may_fail_at_opening_and_nothing_is_left(machine: FakeM
             machine.driver.fail(function, CUresult.CUDA_ERROR_OUT_OF_MEMORY, nth)
             with pytest.raises(DeviceMemoryError, match="not enough memory"):
                 TensorRTSession(path)
-                    assert machine.driver.live() == {}
+            assert machine.driver.live() == {}
             failed += 1
     assert failed >= 10
 
