@@ -1,7 +1,10 @@
-"""From a photograph to an answer on a GPU: our fused path against the bare network, ONNX Runtime, torch and the host.
+"""From a decoded photograph and its crop to an answer on a GPU: our fused path, the bare network, ONNX Runtime, torch, the host.
 
     python -m fundus_rt.benchmarks.gpu_figures                              MobileNet, EfficientNet-B7, Swin-B, random weights
     python -m fundus_rt.benchmarks.gpu_figures --model joir-age.onnx        files that are there; leaves torch out
+
+No way contains decoding, and none but ``field_of_view`` the search for the crop, which the processor does for each photograph
+beforehand whatever computes the rest: a photograph costs the two together.
 
 Every way takes its turn in every round of one run, on 4-megapixel photographs made from the examples. Engines are built anew, and
 timed. The record goes to ``benchmarks/results``. Without a GPU nothing is measured and nothing written: exit status 2.
@@ -45,8 +48,8 @@ AIMS = {"mobilenet": 1.25, "efficientnet-b7": 1.05, "swin-base": 1.05}
 """Most of the fused path's time, as a multiple of the bare network's and the bytes' copy together."""
 LIBRARIES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-python", "cuda-bindings", "onnxruntime-gpu")
 WAYS = (
-    "network_only", "copy_only", "fused", "tensor_to_answer", "host_preprocessing", "host_and_network", "onnxruntime_cuda",
-    "torch_eager_fp32", "torch_compile_fp16",
+    "network_only", "copy_only", "fused", "field_of_view", "tensor_to_answer", "host_preprocessing", "host_and_network",
+    "onnxruntime_cuda", "torch_eager_fp32", "torch_compile_fp16",
 )  # fmt: skip
 """Rows of the table at batch 1, see `gpu_ways`."""
 PROGRAM = [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()"]
@@ -70,7 +73,8 @@ def main() -> None:
         sys.exit(2)
     installed = {name: version for name in LIBRARIES if (version := _version(name))}
     record: dict[str, Any] = {
-        "what": "milliseconds of wall-clock time from call to answer; every way once in every round",
+        "what": "milliseconds of wall-clock time from call to answer; every way once in every round. 'fused' begins with a "
+        "decoded photograph whose crop is known; finding the crop is 'field_of_view', and decoding is in none",
         "date": datetime.date.today().isoformat(),
         "environment": {**environment(), "gpu": asdict(machine), "libraries": installed},
         "networks": {},
@@ -94,7 +98,7 @@ def network_figures(name: str, path: Path, device: str, rounds: int) -> dict[str
     One engine is built for single pictures, and one for batches: TensorRT chooses its kernels for one size.
     """
     left_out: dict[str, str] = {}
-    record = build_engine(path, FOR_ONE)
+    record = build_engine(path, FOR_ONE, device)
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(TensorRTSession(path, device=device, contexts=1))
         found = {
@@ -112,7 +116,7 @@ def network_figures(name: str, path: Path, device: str, rounds: int) -> dict[str
     if "fused" in times:
         bound = [network + copied for network, copied in zip(times["network_only"], times["copy_only"], strict=True)]
         found["fused_to_network_and_copy"] = spread([f / b for f, b in zip(times["fused"], bound, strict=True)], 1.0)
-    build_engine(path, FOR_BATCHES)
+    build_engine(path, FOR_BATCHES, device)
     with TensorRTSession(path, device=device, contexts=1) as session:
         found["by_batch_ms_a_picture"] = batches(session, name, path, device, max(rounds // 10, 5), left_out)
     found["left_out"] = left_out
@@ -229,11 +233,14 @@ def result_name(gpu: str, networks: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-")
 
 
-def build_engine(path: Path, batch: str) -> Any:
-    """Build as `fundus-rt build` does, for MIN,OPT,MAX pictures; the engine's record. The last built is what a session opens."""
+def build_engine(path: Path, batch: str, device: str) -> Any:
+    """Build as `fundus-rt build` does on ``cuda:N``, for MIN,OPT,MAX pictures; the engine's record.
+
+    The last built is what a session opens.
+    """
     from fundus_rt.runtime.commands.build import build
 
-    build.main([str(path), "--batch", batch], standalone_mode=False)
+    build.main([str(path), "--batch", batch, "--device", device], standalone_mode=False)
     return EngineCache().entries(sha256_of_file(path))[0]
 
 

@@ -93,9 +93,10 @@ class BytesCopied:
 def engine_ways(session: TensorRTSession, frames: list[Frame]) -> Iterator[Ways]:
     """The ways of one engine; all take the same photographs in the same turns, one at a call.
 
-    ``fused``: from a decoded photograph to the answer in one submission. ``network_only`` and ``copy_only``: what of that cannot
-    be avoided. ``host_preprocessing``: crop and resize by the filter's own library on the processor; ``host_and_network``: that,
-    then the engine; ``tensor_to_answer``: the engine from a ready tensor on, copies included.
+    ``fused``: from a decoded photograph and its crop to the answer in one submission. ``network_only`` and ``copy_only``: what
+    of that cannot be avoided. ``field_of_view``: the search for that crop, on the processor. ``host_preprocessing``: crop and
+    resize by the filter's own library on the processor; ``host_and_network``: that, then the engine; ``tensor_to_answer``: the
+    engine from a ready tensor on, copies included.
     """
     spec = session.card.preprocessing
     boxes = [crop_box(find_field_of_view(frame), frame.shape, spec) for frame in frames]
@@ -112,6 +113,7 @@ def engine_ways(session: TensorRTSession, frames: list[Frame]) -> Iterator[Ways]
         ways: Ways = {
             "network_only": bare,
             "copy_only": stack.enter_context(contextlib.closing(BytesCopied(session, sizes))),
+            "field_of_view": on_each(lambda frame, _: crop_box(find_field_of_view(frame), frame.shape, spec)),
             "host_preprocessing": on_each(lambda frame, box: tensor_from_box(frame, box, spec)),
             "tensor_to_answer": lambda: session.run(tensor),
             "host_and_network": on_each(lambda frame, box: session.run(tensor_from_box(frame, box, spec)[None])),

@@ -70,11 +70,6 @@ def plain_names(names: Iterable[str]) -> list[str]:
     return [re.sub(r"[\W_]+", " ", name.casefold()).strip() or name for name in names]
 
 
-def of_these_classes(labels: tuple[str, ...], stated: tuple[str, ...]) -> bool:
-    """Whether a list may be one of these classes: it has as many names, or a name of theirs."""
-    return len(labels) == len(stated) or not set(plain_names(labels)).isdisjoint(plain_names(stated))
-
-
 def _by_column(entry: Mapping[Any, Any]) -> list[Any]:
     """Names in the order of their columns; empty where the columns are neither 0, 1, 2, ... nor 1, 2, 3, ..."""
     pairs = [(_column(value), key) for key, value in entry.items()]

@@ -70,14 +70,13 @@ def resolved_card(card: ModelCard, architecture: Architecture, checkpoint: Check
         )
     inside_problem = _contradiction(output, columns, inside)
     if inside_problem:
-        raise UnsupportedCheckpointError(
-            f"{file} ends with {INSIDE_NAMES.get(str(inside), inside)}, {inside_problem}"
-        )
+        raise UnsupportedCheckpointError(f"{file} ends with {INSIDE_NAMES.get(str(inside), inside)}, {inside_problem}")
     by_task = TASK_ACTIVATIONS.get(output.task, "sigmoid" if columns == 1 else "softmax")
     resolved = by_task if inside in (None, "none", "log-softmax") else "none"
     if output.activation not in (None, resolved) and inside not in (None, "none"):
         raise UnsupportedCheckpointError(
-            f"{file} already ends with {INSIDE_NAMES.get(str(inside), inside)}, and output {output.name!r} of the card {card.name!r} asks for "
+            f"{file} already ends with {INSIDE_NAMES.get(str(inside), inside)}, "
+            f"and output {output.name!r} of the card {card.name!r} asks for "
             f"{output.activation} on top, where {resolved} is needed: the probabilities would be wrong. Set the card's "
             f"activation to null."
         )

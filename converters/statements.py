@@ -8,6 +8,7 @@ timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names); H
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -19,6 +20,7 @@ import numpy as np
 from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.checkpoint import Checkpoint
 from fundus_rt.converters.class_order import class_order, in_another_order, listed_classes
+from fundus_rt.converters.network_options import as_arguments, stated_options, unusual_options
 from fundus_rt.models.card import ModelCard, PreprocessingSpec
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -28,8 +30,6 @@ LISTS = (*(f"{name}.json" for name in _LISTS.split()), "labels.txt", "classes.tx
 """Files that hold nothing but the names of the classes."""
 INNER_FOLDERS = ("onnx", "saved_model")
 """Folders inside the one with the configuration, where the Hugging Face hub has exported graphs."""
-USUAL_OPTIONS = ("avg", "token", 1e-5)
-"""Values of such options that timm's networks mostly have by themselves."""
 LARGEST_CONFIG = 1 << 20
 """Bytes; a configuration has some thousand."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
@@ -78,7 +78,11 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
     resample = images.get("resample")
     filtered = RESAMPLE.get(resample) if isinstance(resample, int) else None
     warnings += preparation_warnings(f"{PREPROCESSOR} beside the checkpoint", card, mean, std, filtered)
-    warnings += _option_warnings(checkpoint, card, named)
+    called = f"{found.family} {found.description}"
+    warnings += _option_warnings(checkpoint, card, named, called)
+    if checkpoint.framework == "pytorch" and not found.family.startswith("swin"):  # whose own reader holds all of it against it
+        title = checkpoint.stated_architecture or str(config.get("architecture") or "")
+        warnings += _network_warnings(checkpoint, stated_options(config), beside, (named, called, title))
     return replace(found, notes=(*found.notes, *notes), warnings=(*found.warnings, *warnings)) if warnings or notes else found
 
 
@@ -109,7 +113,7 @@ def preparation_warnings(source: str, card: ModelCard, mean: Any, std: Any, filt
     return found
 
 
-def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str) -> list[str]:
+def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str, called: str) -> list[str]:
     """What the training options in the file say otherwise than the card, or of the network and no tensor shows."""
     source = f"{checkpoint.path.name} itself"
     said = dict(checkpoint.stated_preparation)
@@ -124,15 +128,26 @@ def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str) -> lis
                 f"{source} says pictures of {' x '.join(map(str, numbers))} pixels, the card {card.name!r} prepares "
                 f"{' x '.join(map(str, card.preprocessing.input_size))}"
             )
-    options = ", ".join(f"{key} = {value!r}"[:60] for key, value in said.items() if value not in USUAL_OPTIONS)
+    found += _network_warnings(checkpoint, said, source, (named, called, checkpoint.stated_architecture))
+    return found
+
+
+def _network_warnings(checkpoint: Checkpoint, said: Mapping[str, Any], source: str, names: tuple[str, str, str]) -> list[str]:
+    """What options of a network need that no tensor shows: that the caller names them, or his own function.
+
+    The names are those that the caller, this package, and the file or its configuration give the network.
+    """
+    named, _, title = names
+    unusual = unusual_options(said, " ".join(names))
+    options = ", ".join(f"{key} = {value!r}"[:60] for key, value in unusual.items())
     if options and checkpoint.module is None and "?" not in named and ":" not in named:
+        name = title.rpartition("/")[2].partition(".")[0] or "NAME"
         raise UnsupportedCheckpointError(
             f"{source} says that it was trained with {options}, which no tensor shows and which changes every answer. Name the "
-            f"network with it: --architecture timm/NAME?global_pool=max, or a function of your own that builds it"
+            f"network with it, --architecture 'timm/{name}?{as_arguments(unusual)}', or a function of your own that builds it, "
+            f"--architecture package.module:factory"
         )
-    if options:
-        found.append(f"{source} says that it was trained with {options}: {named} has to say so too")
-    return found
+    return [f"{source} says that it was trained with {options}: {named} has to say so too"] if options else []
 
 
 def _three(values: Any) -> bool:
@@ -177,11 +192,11 @@ def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, 
         beside.append((class_order(_text_beside(checkpoint.path, name)[0]), f"{name} beside {file}"))
     beside = [(order, source) for order, source in beside if order]
     inside = [(order, f"{file} ({key})") for key, order in checkpoint.class_lists] or [(checkpoint.classes, file)]
-    for (order, source), (other, elsewhere) in combinations(beside, 2):
+    for (order, source), (other, elsewhere) in combinations((*inside, *beside), 2):
         if in_another_order(order, other):
             raise UnsupportedCheckpointError(
-                f"{source} names the columns {', '.join(order)}, and {elsewhere} names them {', '.join(other)}: which order holds "
-                f"cannot be told. Ask the authors, and move the one that does not hold, or belongs to another model, away."
+                f"{source} names the columns {', '.join(order)}, and {elsewhere} names them {', '.join(other)}: which order "
+                f"holds cannot be told. Ask the authors, and move the one that does not hold, or belongs to another model, away."
             )
     for order, source in (*inside, *beside):
         away = ", or move it away if it belongs to another model" if (order, source) in beside else ""

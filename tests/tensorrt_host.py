@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from tests.conftest import environment
@@ -99,15 +100,15 @@ def host_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fundus-rt-tests"
     recipe = "\n".join([BINDINGS, LIBRARIES, COMMON, *SOURCES.values(), sys.implementation.cache_tag])
     folder = cache / f"tensorrt-host-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix="making-", dir=cache))
-        try:
-            _make(making, cache)
-            if not folder.is_dir():
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "making.lock"):  # tests run in several processes
+        if not folder.is_dir():
+            making = Path(tempfile.mkdtemp(prefix="making-", dir=cache))
+            try:
+                _make(making, cache)
                 making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
     return folder
 
 

@@ -240,6 +240,60 @@ def test_pixels_or_weights_of_another_frame_are_noticed(device: CpuDevice) -> No
         fused.check()
 
 
+class DyingDevice(CpuDevice):
+    """Does not run one of its kernels."""
+
+    dead: Any = None
+
+    def launch(self, function: Any, *arguments: Any) -> None:
+        if function is not self.dead:
+            super().launch(function, *arguments)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["pillow-bilinear", "tf-bilinear"])
+@pytest.mark.parametrize("dead", ["_rows_pass", "_columns_pass"])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("frames_before", [0, 1])
+def test_a_kernel_that_does_not_run_leaves_no_receipt_of_the_frame_before(
+    tmp_path: Path, name: str, dead: str, seed: int, frames_before: int
+) -> None:
+    """Each by itself; also for the same frame once more."""
+    fused_kernel._COMPILED.clear()
+    device, card = DyingDevice(tmp_path), spec(name, (32, 30))
+    fused, result = FusedPreprocessor(device, card, (90, 80)), result_of(card)
+    for turn in range(frames_before + 1):
+        device.dead = getattr(fused, dead) if turn == frames_before else None
+        fused.load(noise(90, 80, seed if turn else 0), (0, 0, 80, 90), False)
+        fused.upload(None)
+        fused.enqueue(None, result)
+        if turn < frames_before:
+            fused.check()
+    with pytest.raises(ReceiptError, match="another picture"):
+        fused.check()
+
+
+@needs_compiler
+def test_one_row_that_was_not_written_is_noticed(tmp_path: Path) -> None:
+    fused_kernel._COMPILED.clear()
+    source = kernel_source().replace("stride = width * 3, arithmetic", "stride = (y == 7 ? 0 : width) * 3, arithmetic")
+    skipping = source.replace("  if (thread == 0) {\n    written", "  if (thread == 0 && y != 7) {\n    written")
+    assert len({kernel_source(), source, skipping}) == 3
+    device, card = CpuDevice(tmp_path), spec("pillow-bilinear", (32, 32))
+    fused, result = FusedPreprocessor(device, card, (90, 80)), result_of(card)
+    whole = fused._columns_pass
+    broken = device.module(device.compile(skipping, "skipping.cu", OPTIONS)).function("columns_pass")
+    for kernel in (whole, broken):
+        fused._columns_pass = kernel
+        fused.load(noise(90, 80), (0, 0, 80, 90), False)
+        fused.upload(None)
+        fused.enqueue(None, result)
+        if kernel is whole:
+            fused.check()
+    with pytest.raises(ReceiptError):
+        fused.check()
+
+
 @needs_compiler
 def test_refusals_say_what_was_got(device: CpuDevice) -> None:
     fused = FusedPreprocessor(device, spec("pillow-bilinear", (32, 32)), (60, 80))

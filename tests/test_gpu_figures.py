@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,39 @@ def test_the_record_is_named_after_gpu_and_library() -> None:
     assert gpu_figures.result_name("NVIDIA H200", {"mobilenet": RECORDED}) == "gpu-nvidia-h200-tensorrt11.4.1.9"
 
 
+def test_an_engine_is_built_for_the_gpu_that_is_measured(monkeypatch: pytest.MonkeyPatch, tiny_sex: Path) -> None:
+    called: list[str] = []
+    command = SimpleNamespace(main=lambda words, standalone_mode: called.extend(words))
+    monkeypatch.setattr("fundus_rt.runtime.commands.build.build", command)
+    monkeypatch.setattr(gpu_figures, "EngineCache", lambda: SimpleNamespace(entries=lambda sha256: ["record"]))
+    assert gpu_figures.build_engine(tiny_sex, "1,1,1", "cuda:1") == "record"
+    assert called == [str(tiny_sex), "--batch", "1,1,1", "--device", "cuda:1"]
+
+
+def test_the_search_for_the_crop_is_a_line_of_its_own(
+    machine: FakeMachine, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no part of any other: the fused path gets the crop ready made."""
+    searched: list[int] = []
+    real = gpu_ways.find_field_of_view
+
+    def find(frame: Any) -> Any:
+        searched.append(frame.shape[1])
+        return real(frame)
+
+    monkeypatch.setattr(gpu_ways, "find_field_of_view", find)
+    cache_engine(tiny_sex, (1, 1, 1))
+    with (
+        gpu_figures.TensorRTSession(tiny_sex, device="cuda:0", contexts=1) as session,
+        gpu_ways.engine_ways(session, gpu_figures.photographs()) as ways,
+    ):
+        for name, way in ways.items():
+            searched.clear()
+            way()
+            assert searched == ([90] if name == "field_of_view" else []), name
+    assert "crop" in str(gpu_figures.__doc__).splitlines()[0]
+
+
 def test_bytes_of_a_crop_that_reaches_beyond_the_frame() -> None:
     assert gpu_ways.crop_bytes((-10, 5, 90, 105), (100, 80, 3)) == 80 * 95 * 3
 
@@ -104,7 +138,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_sex: Path) -> 
     fake = FakeMachine(monkeypatch, tmp_path)
     fake.install_kernels(tiny_sex)
 
-    def build_engine(path: Path, batch: str) -> Any:
+    def build_engine(path: Path, batch: str, device: str) -> Any:
+        assert device == "cuda:0"
         least, best, most = (int(part) for part in batch.replace("32", "4").replace("16", "2").split(","))
         cache_engine(path, (least, best, most))
         return record_of(path, fake_plan(path), (least, best, most))
@@ -118,7 +153,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_sex: Path) -> 
 def test_all_ways_of_an_engine(machine: FakeMachine, tiny_sex: Path) -> None:
     found = gpu_figures.network_figures("tiny", tiny_sex, "cuda:0", 6)
     assert set(found["batch_1_ms"]) == {
-        "network_only", "copy_only", "fused", "tensor_to_answer", "host_preprocessing", "host_and_network",
+        "network_only", "copy_only", "fused", "field_of_view", "tensor_to_answer", "host_preprocessing", "host_and_network",
     }  # fmt: skip
     assert all(ways["rounds"] == 6 and ways["median"] > 0 for ways in found["batch_1_ms"].values())
     assert found["fused_to_network_and_copy"]["median"] > 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 
 from fundus_rt.models.engines import EngineKey, EngineRecord
 from fundus_rt.models.errors import BackendUnavailableError
+from fundus_rt.runtime.commands import build
 from fundus_rt.runtime.commands import selftest as command
-from fundus_rt.runtime.device_check.selftest import SKIPPED, SkipStep
+from fundus_rt.runtime.device_check.selftest import FAILED, SKIPPED, SkipStep, run_steps
 from tests.conftest import Run
 
 pytest.importorskip("onnxruntime")
@@ -41,7 +44,13 @@ class TestCommand:
         def build(arguments: list[str], standalone_mode: bool) -> None:
             built.extend(arguments)
             cache.append(record)
+            cache.append(
+                dataclasses.replace(record, key=dataclasses.replace(key, gpu_name="T4"), built_at="2099", build_seconds=1)
+            )
 
+        monkeypatch.setattr(
+            "fundus_rt.runtime.nvidia.machine.machine_identity", lambda index: SimpleNamespace(gpu_name=("T4", "Orin")[index])
+        )
         monkeypatch.setattr(
             "fundus_rt.runtime.nvidia.tensorrt_library.import_tensorrt",
             lambda: SimpleNamespace(flavour="tensorrt", version="10.3"),
@@ -50,13 +59,31 @@ class TestCommand:
             "fundus_rt.models.engine_cache.EngineCache", lambda: SimpleNamespace(entries=lambda sha256: list(cache))
         )
         monkeypatch.setattr("fundus_rt.runtime.commands.build.build", SimpleNamespace(main=build))
-        first = command._engine(str(tiny_sex), "tensorrt", "cuda:0")
-        assert [Path(name).name for name in built] == ["tiny_sex.onnx", "acquisition.onnx"], "which every photograph is shown to"
-        again = command._engine("acquisition", "tensorrt", "cuda:0")
+        first = command._engine(str(tiny_sex), "tensorrt", "cuda:1")
+        assert [Path(name).name for name in built[:2]] == ["tiny_sex.onnx", "acquisition.onnx"], "every photograph is shown to it"
+        assert built[2:] == ["--device", "cuda:1"]
+        again = command._engine("acquisition", "tensorrt", "cuda:1")
         assert first.figures == {
             "built_now": True, "build_s": 612.5, "engine_mb": 13.0, "precision": "fp32", "library": "tensorrt 10.3",
         }  # fmt: skip
         assert again.figures["built_now"] is False
+
+    def test_ctrl_c_during_a_build_stops_the_whole_test(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Click makes an error of it that is an ordinary one to whoever catches those."""
+
+        def stopped(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setenv("FUNDUS_RT_CACHE", str(tmp_path))
+        monkeypatch.setattr(build.build, "callback", stopped)
+        monkeypatch.setattr(
+            "fundus_rt.runtime.nvidia.tensorrt_library.import_tensorrt",
+            lambda: SimpleNamespace(flavour="tensorrt", version="10.3"),
+        )
+        steps = [step for step in command._steps(("acquisition",), "tensorrt", "cuda:0", 5) if step.name in ("engine", "opening")]
+        with pytest.raises(KeyboardInterrupt):
+            run_steps(steps, {}, tmp_path / "report.json", lambda name: None)
+        assert json.loads((tmp_path / "report.json").read_text())["running"] == "engine"
 
     def test_one_call(self, fundus_rt: Run, tmp_path: Path, tiny_sex: Path) -> None:
         path = tmp_path / "report.json"
@@ -65,6 +92,7 @@ class TestCommand:
         by_name = {step["name"]: step for step in report["steps"]}
         assert done.returncode == 0, done.stdout + done.stderr
         assert report["passed"] is True
+        assert report["planned"] == list(by_name) and report["models"] == ["model 1.onnx"]
         assert by_name["opening"]["figures"]["model"]["name"] == "tiny-sex"
         assert by_name["latency"]["figures"]["bytes_to_result_ms"]["samples"] == 5
         assert by_name["engine"]["status"] == by_name["answers"]["status"] == SKIPPED
@@ -72,13 +100,24 @@ class TestCommand:
         assert str(tmp_path) not in path.read_text()
 
     def test_a_model_that_cannot_be_opened(self, fundus_rt: Run, tmp_path: Path) -> None:
-        (tmp_path / "secret_name.onnx").write_bytes(b"nothing")
+        folder = tmp_path / "jane doe"
+        folder.mkdir()
+        (folder / "secret_name.onnx").write_bytes(b"nothing")
         path = tmp_path / "report.json"
-        done = fundus_rt("selftest", "--model", tmp_path / "secret_name.onnx", "--output", path)
+        done = fundus_rt("selftest", "--model", folder / "secret_name.onnx", "--output", path)
         assert done.returncode == 1
         assert "failed   opening" in done.stdout
         assert "kept in" in done.stdout
-        assert "secret_name" not in path.read_text()
+        assert not re.search(r"secret|jane|\bdoe\b", path.read_text() + "".join(done.stdout.splitlines()[:-1]))
+
+    def test_no_part_of_a_models_name_is_in_the_file(self, fundus_rt: Run, tmp_path: Path) -> None:
+        models = ["Jane Doe/pat/missing.onnx", "Jane Doe 1960.onnx", "jane_doe", "file:///mnt/jane/doe.onnx"]
+        path = tmp_path / "report.json"
+        done = fundus_rt("selftest", *(word for model in models for word in ("--model", model)), "--output", path)
+        opened = [step for step in json.loads(path.read_text())["steps"] if step["name"].endswith("opening")]
+        assert done.returncode == 1 and len(opened) == 4
+        assert all(step["status"] == FAILED and "model" in step["reason"] for step in opened)
+        assert not re.search(r"jane|\bdoe\b|1960|\bpat\b|missing\.onnx", path.read_text(), re.IGNORECASE)
 
     def test_a_folder_that_is_not_there(self, fundus_rt: Run, tmp_path: Path) -> None:
         done = fundus_rt("selftest", "--output", tmp_path / "none" / "report.json")

@@ -164,6 +164,12 @@ def test_lists_beside_a_graph_are_noted_and_may_not_contradict_each_other(tmp_pa
     (tmp_path / "classes.txt").write_text("normal\ndrusen\nglaucoma\n")
     with pytest.raises(UnsupportedCheckpointError, match=r"labels\.txt beside .* and classes\.txt beside .* cannot be told"):
         identify_architecture(read_checkpoint(path), card_with(*ORDER))
+    (tmp_path / "labels.txt").unlink()
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {"classes": str(list(ORDER))})
+    onnx.save(model, str(path))
+    with pytest.raises(UnsupportedCheckpointError, match=r"model\.onnx \(classes\) .* and classes\.txt beside .* cannot be told"):
+        identify_architecture(read_checkpoint(path), card_with("a", "b", "c"))
 
 
 def test_the_order_in_the_header_of_safetensors_counts(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fundus_rt.converters.engines.engine_build import BuildOptions, flags_of
 from fundus_rt.models.engine_files import read_record, record_path, write_record
 from fundus_rt.models.engines import EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError, EngineMissingError, EngineStaleError
+from fundus_rt.runtime.commands.build import build
 from fundus_rt.runtime.nvidia.tensorrt_engine import DTYPES, _logger
 from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
@@ -93,7 +97,12 @@ def test_an_engine_of_something_else_says_what_differs(
     cache_engine(tiny_sex, **changes)
     refused(EngineStaleError, rf"{said}.*\n  fundus-rt build \S+\.onnx$", tiny_sex, machine)
     path = engine_of(tiny_sex, tmp_path, **changes)
-    refused(EngineStaleError, rf"tiny_sex\.engine was built for .*{said}.*\n  fundus-rt build MODEL\.onnx -o \S+", path, machine)
+    refused(
+        EngineStaleError,
+        rf"tiny_sex\.engine was built for .*{said}.*\n  fundus-rt build MODEL\.onnx --force -o \S+",
+        path,
+        machine,
+    )
 
 
 def test_an_engine_of_a_library_that_is_not_installed_is_said(machine: FakeMachine, tmp_path: Path, tiny_sex: Path) -> None:
@@ -117,8 +126,8 @@ def test_tensorrt_for_rtx_finishes_its_kernels_before_they_are_recorded(
 
 def test_a_damaged_engine_is_never_deserialised(machine: FakeMachine, tmp_path: Path, tiny_sex: Path) -> None:
     for path, model, command in (
-        (cache_engine(tiny_sex), tiny_sex, r"fundus-rt build \S+\.onnx$"),
-        (file := engine_of(tiny_sex, tmp_path), file, r"fundus-rt build MODEL\.onnx -o \S+$"),
+        (cache_engine(tiny_sex), tiny_sex, r"fundus-rt build \S+\.onnx --batch 1,2,4$"),
+        (file := engine_of(tiny_sex, tmp_path), file, r"fundus-rt build MODEL\.onnx --force -o \S+$"),
     ):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -126,6 +135,94 @@ def test_a_damaged_engine_is_never_deserialised(machine: FakeMachine, tmp_path: 
         refused(EngineStaleError, rf"damaged.*SHA-256[^\n]*:\n  {command}", model, machine)
     record_path(file).unlink()
     refused(EngineStaleError, "its record is missing", file, machine)
+
+
+def damage(engine: Path) -> None:
+    content = bytearray(engine.read_bytes())
+    content[len(content) // 2] ^= 1
+    engine.write_bytes(content)
+
+
+def test_a_damaged_engine_hides_no_whole_one(machine: FakeMachine, tiny_sex: Path) -> None:
+    cache_engine(tiny_sex, batch=(1, 1, 3), built_at="2026-11-22T17:00:00Z")
+    later = cache_engine(tiny_sex, batch=(1, 4, 16), flags=("optimisation-level=3",), built_at="2026-11-22T19:00:00Z")
+    damage(later)
+    with TensorRTSession(tiny_sex) as session:
+        assert session._engine is not None
+        assert session._engine.batch == (1, 3)
+        (warning,) = session.warnings
+        assert warning.startswith("an engine of tiny_sex.onnx was passed over")
+        assert "damaged" in warning
+        assert warning.endswith(f": fundus-rt build {tiny_sex} --batch 1,4,16 --optimisation-level 3")
+    later.unlink()
+    with TensorRTSession(tiny_sex) as session:
+        assert session.warnings == (), "an engine that was removed is none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({"batch": (1, 1, 8)}, ""),
+        ({"batch": (1, 2, 4)}, " --batch 1,2,4"),
+        ({"batch": (1, 1, 8), "flags": ("tf32",)}, " --tf32"),
+        ({"batch": (2, 2, 2), "flags": ("tf32", "optimisation-level=5")}, " --batch 2,2,2 --optimisation-level 5 --tf32"),
+    ],
+)
+def test_the_command_that_mends_a_damaged_engine_builds_that_very_one(
+    machine: FakeMachine, tiny_sex: Path, changes: dict[str, Any], options: str
+) -> None:
+    """The key of what the command builds is the damaged engine's: the options are read by the command line itself."""
+    engine = cache_engine(tiny_sex, **changes)
+    damage(engine)
+    with pytest.raises(EngineStaleError, match="damaged") as refusal:
+        TensorRTSession(tiny_sex)
+    said = str(refusal.value).splitlines()[-1].strip()
+    assert said == f"fundus-rt build {tiny_sex}{options}"
+    stated = build.make_context("build", shlex.split(said)[2:]).params
+    level = stated["optimisation_level"]
+    wanted = flags_of(BuildOptions(1, level, stated["tf32"], None), EngineProfile())
+    key = read_record(engine).key
+    assert (key.flags, key.profile.batch) == (wanted, tuple(map(int, stated["batch"].split(","))))
+
+
+def test_an_exact_engine_comes_before_a_later_one_that_rounds(machine: FakeMachine, tiny_sex: Path) -> None:
+    exact = cache_engine(tiny_sex, built_at="2026-11-22T17:00:00Z")
+    cache_engine(tiny_sex, flags=("tf32",), built_at="2026-11-22T19:00:00Z")
+    with TensorRTSession(tiny_sex) as session:
+        assert session.warnings == ()
+    damage(exact)
+    with TensorRTSession(tiny_sex) as session:
+        assert ["passed over" in warning or "TF32" in warning for warning in session.warnings] == [True, True]
+
+
+def test_an_engine_file_that_takes_frames_says_what_it_is_for(machine: FakeMachine, tmp_path: Path, tiny_sex: Path) -> None:
+    sides = (64, 128, 256)
+    path = engine_of(tiny_sex, tmp_path, profile=EngineProfile((1, 1, 1), sides, sides))
+    message = r"tiny_sex\.engine takes whole photographs .* for other programs(.|\n)*fundus-rt build MODEL\.onnx$"
+    refused(EngineError, message, path, machine)
+
+
+def test_contexts_are_made_one_at_a_time(machine: FakeMachine, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, inside, most = fake_tensorrt.FakeEngine.create_execution_context, [0], [0]
+
+    def slowly(self: Any, how: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        threading.Event().wait(0.05)
+        made = real(self, how)
+        inside[0] -= 1
+        return made
+
+    monkeypatch.setattr(fake_tensorrt.FakeEngine, "create_execution_context", slowly)
+    cache_engine(tiny_sex)
+    with TensorRTSession(tiny_sex, contexts=3) as session:
+        batches = [pictures(session, count) for count in (1, 2, 3)]
+        threads = [threading.Thread(target=session.run, args=(batch,)) for batch in batches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == [1]
 
 
 def test_what_tensorrt_cannot_read_comes_with_its_own_words(machine: FakeMachine, tmp_path: Path, tiny_sex: Path) -> None:

@@ -76,6 +76,71 @@ def test_what_training_alone_needs_is_left_aside(tmp_path: Path) -> None:
     assert "arrays beside the network, left aside: val_auc, counts" in found.notes
 
 
+RNG = torch.get_rng_state()
+RECORDS: dict[str, Any] = {
+    "cuda_rng_state_all": [RNG],
+    "torch_cuda_random_state_all": [RNG],
+    "generator_state": RNG,
+    "sampler_state": {"indices": torch.arange(5)},
+    "train_idx": torch.arange(7),
+    "val_labels": torch.arange(5),
+    "y_true": torch.arange(5),
+    "mask": torch.ones(5, dtype=torch.bool),
+    "loss_weights": torch.ones(2),
+    "train_loss": torch.rand(5),
+    "val_aucs": torch.rand(5),
+    "val_acc_history": torch.rand(20),
+    "lr_history": torch.rand(4),
+    "roc_auc": torch.rand(3),
+    "test_acc": torch.tensor([0.9, 0.8]),
+}
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_what_cannot_be_weights_is_left_aside_with_a_word(tmp_path: Path, key: str) -> None:
+    found = reading(tmp_path, {key: RECORDS[key]})
+    assert set(found.shapes) == set(STATE) and found.warnings == ()
+    assert any(key in note and "left aside" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("key", ["loss_bias", "history_head", "acc_mean", "centers"])
+def test_a_row_of_numbers_that_may_be_a_part_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match=rf"lie outside .*{key} \[2\]"):
+        reading(tmp_path, {key: torch.ones(2)})
+
+
+TOLD_IN_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "options": ({"config": {"age_mean": 55.25, "age_std": 17.5}}, "config.age_mean = 55.25, config.age_std = 17.5"),
+    "namespace": ({"args": argparse.Namespace(target_mean=55.25)}, "args.target_mean = 55.25"),
+    "hparams": ({"hparams": {"norm_mean": 55.25}}, "hparams.norm_mean = 55.25"),
+    "Lightning": ({"hyper_parameters": {"label_mean": 55.25}}, "hyper_parameters.label_mean = 55.25"),
+    "meta": ({"meta": {"mean_age": 55.25}}, "meta.mean_age = 55.25"),
+    "metrics": ({"metrics": {"best_threshold": 0.375}}, "metrics.best_threshold = 0.375"),
+    "at the top": ({"norm_mean": 55.25, "norm_std": 17.5}, "norm_mean = 55.25, norm_std = 17.5"),
+    "a pair": ({"target_norm": [55.25, 17.5]}, "target_norm.0 = 55.25, target_norm.1 = 17.5"),
+    "statistics": ({"y_stats": {"avg": 55.25, "sd": 17.5}}, "y_stats.avg = 55.25, y_stats.sd = 17.5"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_IN_OPTIONS)
+def test_telling_numbers_among_options_are_warned_of(tmp_path: Path, name: str) -> None:
+    beside, expected = TOLD_IN_OPTIONS[name]
+    (warning,) = reading(tmp_path, beside).warnings
+    assert f"the file holds {expected}, which was not used" in warning
+
+
+def test_usual_training_arguments_are_listed_and_make_no_warning(tmp_path: Path) -> None:
+    usual = {"lr": 1e-4, "min_lr": 1e-6, "batch_size": 16, "epochs": 90, "momentum": 0.9, "weight_decay": 0.05, "clip_grad": 1.0}
+    usual |= {"scale": [0.08, 1.0], "temperature": 0.07, "label_smoothing": 0.1, "layer_scale": 1e-5, "data_path": "/home/jane"}
+    usual |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "norm_mean": [0.485, 0.456, 0.406]}
+    found = reading(tmp_path, {"args": argparse.Namespace(**usual), "epoch": 3, "best_acc": 0.5})
+    assert found.warnings == ()
+    (note,) = (note for note in found.notes if note.startswith("entries of the file that were not used"))
+    for said in ("args.lr = 0.0001", "args.batch_size = 16", "args.data_path", "epoch = 3", "best_acc = 0.5"):
+        assert said in note
+    assert "jane" not in note and "args.mean" not in note
+
+
 TELLING: dict[str, tuple[dict[str, Any], str]] = {
     "of the age": ({"age_mean": 55.25, "age_std": 17.5}, "age_mean = 55.25, age_std = 17.5"),
     "of numpy": ({"age_mean": np.float64(55.25), "age_std": np.float32(17.5)}, "age_mean = 55.25, age_std = 17.5"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fundus_rt.benchmarks.conversion_case import ConversionCase
 from fundus_rt.converters.architecture import identify_architecture
 from fundus_rt.converters.backends import require_torchvision
 from fundus_rt.converters.checkpoint import read_checkpoint
+from fundus_rt.converters.network_options import unusual_options
 from fundus_rt.converters.parity import reference_tensor
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UnsupportedCheckpointError
@@ -117,6 +119,47 @@ def test_options_of_the_training_that_change_the_answer_are_not_passed_over(tmp_
         with pytest.raises(UnsupportedCheckpointError, match=r"trained with gp = 'max', bn_eps = 0\.01, .*--architecture"):
             warnings_with(named, gp="max", bn_eps=1e-2)
     assert "trained with gp = 'max'" in warnings_with("timm/resnet18?global_pool=max", gp="max")
+
+
+def test_options_that_the_network_has_by_itself_are_no_doubt(tmp_path: Path) -> None:
+    torchvision = require_torchvision()
+    state = torchvision.models.resnet18(num_classes=3).state_dict()
+    card = dataclasses.replace(card_for(3), families=("resnet-18",))
+
+    def warnings_with(beside: dict[str, Any], **args: Any) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(beside))
+        path = make.save_torch(tmp_path / "x.pth", {"state_dict": state, "args": argparse.Namespace(**args)})
+        return " ".join(identify_architecture(read_checkpoint(path), card).warnings)
+
+    usual = {"output_stride": 32, "norm_layer": "bn", "act_layer": "ReLU", "img_size": 32.0}
+    beside = {"global_pool": "avg", "model_args": {"act_layer": "nn.ReLU", "num_classes": 3}}
+    assert "says" not in warnings_with(beside, **usual)
+    assert "pictures of 224 pixels" in warnings_with({}, img_size=224.0)
+    assert "pictures of 224 x 240 pixels" in warnings_with({}, input_size=(224.0, 240))
+    with pytest.raises(UnsupportedCheckpointError, match=r"config\.json beside .* act_layer = 'silu'.*timm/NAME\?act_layer=silu"):
+        warnings_with({"model_args": {"act_layer": "silu"}})
+    with pytest.raises(UnsupportedCheckpointError, match=r"timm/resnet18\?global_pool=max&bn_eps=0\.01'"):
+        warnings_with({"global_pool": "avg"}, gp="max", bn_eps=0.01, model="resnet18")
+    with pytest.raises(UnsupportedCheckpointError, match=r"global_pool = 'max'.*'timm/resnet18\?global_pool=max'"):
+        warnings_with({"global_pool": "max", "architecture": "resnet18"})
+
+
+def test_the_own_options_of_networks_are_those_of_timm() -> None:
+    """Against the networks themselves, as timm makes them."""
+    import timm
+
+    for name, own, other in (
+        ("vit_tiny_patch16_224", {"act_layer": "gelu", "norm_eps": 1e-6}, {"norm_eps": 1e-5}),
+        ("resnet18", {"act_layer": "relu", "bn_eps": 1e-5}, {"act_layer": "gelu"}),
+    ):
+        network = timm.create_model(name)
+        parts = list(network.modules())
+        kind = torch.nn.GELU if own["act_layer"] == "gelu" else torch.nn.ReLU
+        assert any(isinstance(part, kind) for part in parts)
+        eps = {part.eps for part in parts if isinstance(part, (torch.nn.LayerNorm, torch.nn.BatchNorm2d))}
+        assert eps == {own.get("norm_eps", own.get("bn_eps"))}
+        assert unusual_options(own, f"timm/{name}") == {}
+        assert unusual_options(other, f"timm/{name}") == other
 
 
 def test_buffers_that_a_network_computes_itself_may_be_in_the_file(tmp_path: Path) -> None:

@@ -188,8 +188,10 @@ def _require_exact_products(model: Any, card: dict[str, Any], name: str, options
     from fundus_rt.converters.engines.frame_head import FULL_FLOAT32, head_facts
 
     facts = head_facts(model, name) or {}
-    filters = {facts.get("interpolation"), _parsed(card, name).preprocessing.interpolation}
-    inexact = sorted(filters & set(FULL_FLOAT32)) or (["of the frame head"] if facts.get("tf32_is_exact") is False else [])
+    filters = (facts.get("interpolation"), _parsed(card, name).preprocessing.interpolation)
+    inexact = [used for used in filters if used in FULL_FLOAT32]
+    if not inexact and facts.get("tf32_is_exact") is False:
+        inexact = ["of the frame head"]
     if options.tf32 and inexact:
         remedy = "leave out --tf32" if facts else "leave out --tf32, or --frames"
         raise EngineError(f"the filter {inexact[0]} inside an engine needs products in full float32; {remedy}")

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from fundus_rt.converters.network_options import NETWORK_OPTIONS
 from fundus_rt.converters.pytorch.stand_ins import Array
+from fundus_rt.converters.pytorch.telling_words import is_a_record, tells
+from fundus_rt.converters.pytorch.torch_hints import HINTS
 from fundus_rt.converters.pytorch.torch_names import is_of_a_loss, without_wrappers
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
@@ -41,33 +44,14 @@ GRAD_SCALER_WORDS = {
 GRAD_SCALER_KEYS = {"scale", "_scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker", "growth_tracker"}
 GRAD_SCALER_KEYS |= {"loss_scale", "loss_scaler0", "unskipped", "enabled"}
 """Words of the keys of `torch.amp.GradScaler` and apex's, and what their states hold; no other scaler is training's alone."""
-LOSS_VECTORS = ("class_weight", "class_weights", "pos_weight")
+LOSS_VECTORS = ("class_weight", "class_weights", "pos_weight", "loss_weight", "loss_weights")
 """Vectors that a loss function of torch is given, saved beside the network."""
 SECOND_NETWORKS = ("student", "center", "momentum", "momentum_encoder", "dino_loss", "ibot_patch_loss")
 """What self-distillation trains beside the ``teacher``, whose weights are the ones that are used (DINO)."""
-TELLING_WORDS = {
-    "mean",
-    "means",
-    "mu",
-    "std",
-    "stds",
-    "stdev",
-    "deviation",
-    "sigma",
-    "var",
-    "variance",
-    "scale",
-    "offset",
-    "shift",
-}
-TELLING_WORDS |= {"temperature", "threshold", "thresholds", "cutoff", "calibration", "platt", "normalization", "normalisation"}
-TELLING_WORDS |= {"scaler", "min", "max", "intercept", "slope"}
-"""Words of the keys of numbers that an answer may have to be scaled, shifted, sharpened or cut by."""
-RECORD_WORDS = {"loss", "losses", "acc", "accuracy", "auc", "auroc", "mae", "mse", "rmse", "f", "score", "epoch", "epochs"}
-RECORD_WORDS |= {"lr", "rate", "step", "steps", "iter", "iters", "iterations", "size", "length", "grad", "norm", "delta"}
-RECORD_WORDS |= {"patience"}
-"""Words of the keys of records; a number that has one of them is none of those."""
 SHOWN = 8
+MOST_LISTED = 100
+USED = {*HINTS, *NETWORK_OPTIONS, "mean", "std", "interpolation", "img_size", "input_size"}
+"""Keys of entries that are read and held against the card."""
 
 Leaf = tuple[str, Any]
 """A tensor or an array, and the path to it."""
@@ -98,10 +82,13 @@ def account_beside(
         UnsupportedCheckpointError: tensors, or arrays like a layer's weights, that no known part of training explains.
     """
     shapes = {name: shape_of(tensor) for name, tensor in state.items()}
-    twins, training, numbers, arrays, lost, telling = [], [], [], [], [], []
+    twins, training, numbers, arrays, lost, telling, rows = [], [], [], [], [], [], []
+    plain: list[str] = []
     for key, value in outside:
         held = _leaves(torch, key, value)
+        plain += _plain_entries(torch, key, value)
         if is_training_state(key, value) and not any(_is_of_a_layer(name, leaf) for name, leaf in held):
+            telling += [] if _is_optimizer(key) else _telling_numbers(torch, key, value, True)
             training += [key] if any(isinstance(leaf, torch.Tensor) for _, leaf in held) else []
             continue
         if held and (key in SECOND_NETWORKS or is_twin(torch, shapes, key, value, containers)):
@@ -111,6 +98,8 @@ def account_beside(
         for name, leaf in held:
             if _is_a_number(torch, name, leaf):
                 numbers.append(f"{name} = {leaf.item():.6g}")
+            elif _cannot_be_weights(torch, name, leaf):
+                rows.append(name)
             elif isinstance(leaf, torch.Tensor) or _may_be_weights(leaf):
                 lost.append(f"{name} {list(shape_of(leaf))}")
             else:
@@ -126,10 +115,14 @@ def account_beside(
         ("also there and not used", twins),
         ("training state and options that hold tensors, left aside", training),
         ("single numbers beside the network, left aside", numbers),
+        ("whole numbers and records beside the network, which cannot be weights, left aside", rows),
         ("arrays beside the network, left aside", arrays),
     ):
         if found:
             notes.append(f"{said}: {', '.join(found[:SHOWN])}")
+    if plain:
+        more = f" and {len(plain) - MOST_LISTED} more" if len(plain) > MOST_LISTED else ""
+        notes.append(f"entries of the file that were not used: {', '.join(plain[:MOST_LISTED])}{more}")
     warnings = []
     if telling:
         warnings.append(
@@ -240,19 +233,46 @@ def _is_of_a_layer(name: str, leaf: Any) -> bool:
     return len(shape_of(leaf)) > 1 and ("weight" in last or "kernel" in last or last == "w")
 
 
-def _telling_numbers(torch: Any, key: str, value: Any) -> list[str]:
+def _cannot_be_weights(torch: Any, name: str, leaf: Any) -> bool:
+    """Whether a tensor is none of a network's: whole numbers (states of random generators, indices, labels), a row of records."""
+    if not isinstance(leaf, torch.Tensor) or _is_of_a_layer(name, leaf):
+        return False
+    if not (leaf.is_floating_point() or leaf.is_complex() or leaf.is_quantized):
+        return True
+    return len(shape_of(leaf)) <= 1 and not leaf.is_nested and is_a_record(name)
+
+
+def _telling_numbers(torch: Any, key: str, value: Any, in_options: bool = False) -> list[str]:
     """Plain numbers, one or a few, whose names say that an answer may have to be scaled or cut by them."""
     found = []
     for name, part in _parts(torch, key, value):
         if hasattr(part, "transform"):  # as scikit-learn's scalers have
             found.append(f"{name} ({type(part).__name__})")
             continue
-        words = {word for word in re.split(r"[^a-z]+", name.lower()) if word}
-        if TELLING_WORDS.isdisjoint(words) or not RECORD_WORDS.isdisjoint(words) or re.search(r"(mean|std)\.[012]$", name):
-            continue  # the last: of the three colours, which `held_against_statements` looks at
+        if not tells(name, in_options):
+            continue
         number = part.item() if isinstance(part, np.generic) or _is_a_number(torch, name, part) else part
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             found.append(f"{name} = {number:.6g}")
         elif isinstance(part, (Array, np.ndarray)):
             found.append(f"{name} (an array)")
     return found
+
+
+def _plain_entries(torch: Any, key: str, value: Any) -> list[str]:
+    """Numbers and words at the top of a file and in its options, as they are listed; of words the names alone."""
+    found = []
+    for name, part in _parts(torch, key, value) if _is_optimizer(key) is False else []:
+        if name.count(".") > 2 or name.split(".")[-1] in USED or (name.split(".")[-1].isdigit() and "." in name):
+            continue
+        if isinstance(part, np.generic):
+            part = part.item()
+        if isinstance(part, (bool, int, float)):
+            found.append(f"{name} = {part:.6g}" if isinstance(part, float) else f"{name} = {part}"[:80])
+        elif isinstance(part, str):
+            found.append(name)
+    return found
+
+
+def _is_optimizer(key: str) -> bool:
+    return any(word in key.lower() for word in ("optim", "sched", "scaler", "callbacks", "loops"))

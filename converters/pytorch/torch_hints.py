@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fundus_rt.converters.class_order import in_another_order, listed_classes
+from fundus_rt.converters.network_options import stated_options
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 OPTIONS = ("args", "hyper_parameters", "config", "cfg", "preprocessing", "preprocess", "normalization", "normalize", "transform")
 """Containers of options in which the network, the classes and the preprocessing are named."""
-NETWORK_OPTIONS = ("gp", "global_pool", "bn_eps", "norm_eps", "act_layer", "norm_layer", "output_stride")
-"""Options of timm's training script that no tensor shows and that change what a network computes."""
 HINTS = ("arch", "model", "model_name", "architecture", "backbone", "net")
 """Training options that name the network."""
 
@@ -54,10 +53,12 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
             said = f"the file calls its network {word[:60]!r}"
             if said not in notes:
                 notes.append(said)
-        for key in ("mean", "std", "interpolation", "img_size", "input_size", *NETWORK_OPTIONS):
+        for key in ("mean", "std", "interpolation", "img_size", "input_size"):
             value = options.get(key)
             if isinstance(value, (str, list, tuple, int, float)) and value and not isinstance(value, bool):
                 stated.preparation.setdefault(key, list(value) if isinstance(value, tuple) else value)
+        for key, value in stated_options(options).items():
+            stated.preparation.setdefault(key, value)
         for key, classes in listed_classes(options):
             _note_classes(key, classes, stated, notes)
 

@@ -154,7 +154,8 @@ def _in_another_order(path: Path, name: str, before: str) -> UnsupportedCheckpoi
     return UnsupportedCheckpointError(
         f"{path.name} lists {name} after {before}, its network has them the other way round. Both names were given by Keras, "
         f"which numbers layers anew in each session (and lists frozen layers last), so which weights belong to which layer "
-        f"cannot be told. Load the weights where the network is defined, and save both with model.save('model.h5')."
+        f"cannot be told. Write model.to_json() again from the session that saved the weights, with the same layers frozen; or "
+        f"load the weights where the network is defined, and save both with model.save('model.h5')."
     )
 
 

@@ -34,7 +34,9 @@ def selftest(context: click.Context, models: tuple[str, ...], backend: str, devi
     from importlib.metadata import PackageNotFoundError, version
 
     from fundus_rt.models.errors import UsageError
-    from fundus_rt.runtime.device_check.selftest import FAILED, run_steps, summary
+    from fundus_rt.models.registry import list_cards
+    from fundus_rt.runtime.device_check.anonymity import model_labels, names_in
+    from fundus_rt.runtime.device_check.selftest import run_steps, summary
 
     if not output.parent.is_dir():
         raise UsageError(f"the folder {output.parent} does not exist; make it first")
@@ -42,12 +44,15 @@ def selftest(context: click.Context, models: tuple[str, ...], backend: str, devi
         own = version("fundus-rt")
     except PackageNotFoundError:
         own = "not installed"
-    about = {"fundus_rt": own, "backend": backend, "device": device}
-    report = run_steps(_steps(models, backend, device, samples), about, output, lambda name: click.echo(f"{name} …", err=True))
+    public = [card.name for card in list_cards()]
+    labels = model_labels(models, public)
+    about = {"fundus_rt": own, "backend": backend, "device": device, "models": [labels[model] for model in models]}
+    steps = _steps(models, backend, device, samples)
+    report = run_steps(steps, about, output, lambda name: click.echo(f"{name} …", err=True), names_in(labels, public))
     for line in summary(report):
         click.echo(line)
     click.echo(f"kept in {output}: no photograph and no names are in it, so it can be sent back as it is")
-    if any(step["status"] == FAILED for step in report["steps"]):
+    if not report["passed"]:
         context.exit(1)
 
 
@@ -89,9 +94,10 @@ def _engine(model: str, backend: str, device: str) -> Outcome:
     from fundus_rt.models.errors import BackendUnavailableError
     from fundus_rt.runtime.commands.build import build
     from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, Outcome, SkipStep
+    from fundus_rt.runtime.nvidia.machine import machine_identity
     from fundus_rt.runtime.nvidia.tensorrt_library import import_tensorrt
     from fundus_rt.runtime.pipeline import ACQUISITION
-    from fundus_rt.runtime.session import ENGINE_SUFFIX, resolve_model
+    from fundus_rt.runtime.session import ENGINE_SUFFIX, cuda_index, resolve_model
 
     if device == "cpu" or backend == "onnxruntime":
         raise SkipStep("no engine is needed: TensorRT was not asked for (--backend tensorrt --device cuda:0)")
@@ -106,8 +112,10 @@ def _engine(model: str, backend: str, device: str) -> Outcome:
         raise
     before = {record.engine_sha256 for record in EngineCache().entries(sha256_of_file(path))}
     # The acquisition model looks at every photograph before another model does, on the same backend.
-    build.main(list(dict.fromkeys([str(path), str(resolve_model(ACQUISITION))])), standalone_mode=False)
-    records = EngineCache().entries(sha256_of_file(path))
+    paths = dict.fromkeys([str(path), str(resolve_model(ACQUISITION))])
+    build.main([*paths, "--device", device], standalone_mode=False)
+    gpu = machine_identity(cuda_index(device)).gpu_name
+    records = [record for record in EngineCache().entries(sha256_of_file(path)) if record.key.gpu_name == gpu]
     if not records:
         return Outcome(FAILED, "the engine was built, and is not in the cache")
     newest = max(records, key=lambda record: record.built_at)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fundus_rt.runtime.device_check.findings import without_names
 from fundus_rt.runtime.device_check.limited_process import run_limited
 
 Values = Iterator[tuple[str, Any]]
@@ -182,4 +183,4 @@ PROBES: dict[str, Callable[[], Values]] = {
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"({lines[-1][:200]})" if lines else ""
+    return f"({without_names(lines[-1])[:200]})" if lines else ""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING, Finding
+from fundus_rt.runtime.device_check.findings import ABSENT, FAULT, OK, WARNING, Finding, without_names
 from fundus_rt.runtime.device_check.installed_wheels import (
     Wheel,
     distribution_version,
@@ -194,4 +194,5 @@ def _described(wheels: Sequence[Wheel], probe: Probe) -> dict[str, Any]:
 
 
 def _short(error: str) -> str:
+    error = without_names(error)  # a name that is cut in two would not be recognised later
     return error if len(error) <= 200 else f"{error[:200]} …"

@@ -19,9 +19,9 @@ class Finished:
     status: int | None
     """Exit status, the negative number of a signal, or None when the time ran out."""
     output: str
-    """Standard output, at most the last 20,000 characters."""
+    """Standard output, at most the last 20,000 characters, beginning with a whole line."""
     errors: str
-    """Standard error, at most the last 20,000 characters."""
+    """Standard error, at most the last 20,000 characters, beginning with a whole line."""
 
     def reason(self, limit_s: float) -> str:
         """Why it did not end well, in words; empty when it did."""
@@ -69,5 +69,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _tail(stream: BinaryIO) -> str:
     end = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, end - 20_000))
-    return stream.read().decode("utf-8", "replace")
+    begin = max(0, end - 20_000)
+    stream.seek(begin)
+    content = stream.read()
+    if begin:
+        content = content.partition(b"\n")[2]
+    return content.decode("utf-8", "replace")

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fundus_rt.models.artifacts import atomic_path
 from fundus_rt.models.errors import FundusRtError
-from fundus_rt.runtime.device_check.findings import without_names
+from fundus_rt.runtime.device_check.anonymity import anonymous
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 """Version of the JSON file."""
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
-_PATH = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"():;,\\/]+[\\/])*[^\s'\"():;,\\/]*")
-_LIBRARY = re.compile(r"[\w+-]+\.(?:so(?:\.\d+)*|py|dll)$")
-_MODEL_FILE = re.compile(r"[\w.+-]+(?=\.(?:onnx|engine|pth|h5|keras)\b)")
-_SERIALS = re.compile(r"(?:GPU-|MIG-)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
+MOST_CHARACTERS = 600
+"""Of a reason; of a longer one the beginning and, for what a program said last, twice as much of the end are kept."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,13 @@ class SkipStep(Exception):
     """Raised by a step that has nothing to look at here; its text is the reason."""
 
 
-def run_steps(steps: Sequence[Step], about: dict[str, Any], path: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def run_steps(
+    steps: Sequence[Step],
+    about: dict[str, Any],
+    path: Path,
+    say: Callable[[str], None],
+    names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Take every step and keep what it found, whatever happens to the others.
 
     Args:
@@ -62,24 +65,30 @@ def run_steps(steps: Sequence[Step], about: dict[str, Any], path: Path, say: Cal
         about: what the report says of itself beside the steps.
         path: the JSON file, replaced as a whole after each step.
         say: gets the name of each step that begins.
+        names: texts that must not stand in the file, and what stands there instead (`anonymous`).
 
     Returns:
-        The report as it stands in the file: ``steps``, each with name, status, reason, figures and seconds; ``passed``, True
-        where none failed and all were taken; ``running``, the step that had not ended when the file was written.
+        The report as it stands in the file: ``planned``, the names of all steps; ``steps``, those that were taken, each with
+        name, status, reason, figures and seconds; ``passed``, True where none failed and every planned one was taken;
+        ``running``, the step that had not ended when the file was written.
 
     Raises:
         OSError: the file cannot be written.
         KeyboardInterrupt: after Ctrl-C; the file is whole.
     """
     done: list[dict[str, Any]] = []
-    report: dict[str, Any] = {}
+    planned = [step.name for step in steps]
+    about = {**anonymous(about, names), "planned": planned}
+    report = _written(about, done, None, path)
     for step in steps:
         report = _written(about, done, step.name, path)
         say(step.name)
         started = time.perf_counter()
         outcome = _outcome(step)
-        found = {"name": step.name, "status": outcome.status, "reason": outcome.reason, "figures": outcome.figures}
-        done.append(anonymous({**found, "seconds": round(time.perf_counter() - started, 3)}))
+        seconds = round(time.perf_counter() - started, 3)
+        reason = _shortened(anonymous(outcome.reason, names))  # a name that is cut in two would not be recognised
+        figures = anonymous(outcome.figures, names)
+        done.append({"name": step.name, "status": outcome.status, "reason": reason, "figures": figures, "seconds": seconds})
         report = _written(about, done, None, path)
     return report
 
@@ -92,27 +101,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     return [*lines, ", ".join(f"{count} {status}" for status, count in counts.items())]
 
 
-def anonymous(value: Any) -> Any:
-    """The same values without names of machine and user, paths and serial numbers.
-
-    A path becomes ``…``, or ``~/…`` below the home folder; only the file name of a library or a Python module is kept.
-    Of a model's file the ending is kept: somebody may have named it after somebody.
-    """
-    if isinstance(value, dict):
-        return {str(key): anonymous(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [anonymous(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    return _MODEL_FILE.sub("…", _SERIALS.sub("…", _PATH.sub(_short_path, without_names(value))))
-
-
-def _short_path(found: re.Match[str]) -> str:
-    path = found.group(0)
-    if path.count("/") + path.count("\\") < 2 and not path.startswith("~"):
-        return path  # a slash between two words, "/" alone
-    name = re.split(r"[\\/]", path)[-1]
-    return ("~/…" if path.startswith("~") else "…") + (f"/{name}" if _LIBRARY.match(name) else "")
+def _shortened(text: str) -> str:
+    part = MOST_CHARACTERS // 3
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:part]} … {text[-2 * part :]}"
 
 
 def _outcome(step: Step) -> Outcome:
@@ -123,7 +114,9 @@ def _outcome(step: Step) -> Outcome:
     except FundusRtError as error:
         return Outcome(FAILED, " ".join(str(error).split()))
     except Exception as error:  # a step that breaks must not take the others with it
-        return Outcome(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:400]}")
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as click's Abort, which is an ordinary error
+            raise KeyboardInterrupt from error
+        return Outcome(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _written(about: dict[str, Any], done: list[dict[str, Any]], running: str | None, path: Path) -> dict[str, Any]:
@@ -131,9 +124,9 @@ def _written(about: dict[str, Any], done: list[dict[str, Any]], running: str | N
     report = {
         "format": REPORT_FORMAT,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        **anonymous(about),
+        **about,
         "running": running,
-        "passed": not failed and running is None,
+        "passed": not failed and running is None and len(done) == len(about["planned"]),
         "steps": done,
     }
     with atomic_path(path) as temporary:

@@ -69,6 +69,8 @@ class Subject:
     backend: str
     device: str
     pipeline: Pipeline | None = field(default=None)
+    began_on: dict[str, Any] = field(default_factory=dict)
+    """What computed when the model was opened, see `computing`."""
 
     def opened(self) -> Pipeline:
         """The model, opened by `open_model`.
@@ -87,6 +89,7 @@ def open_model(subject: Subject) -> Outcome:
     subject.pipeline = Pipeline(subject.model, subject.backend, subject.device)
     seconds = time.perf_counter() - started
     backend, card = subject.pipeline.backend, subject.pipeline.card
+    subject.began_on = computing(subject.pipeline)
     figures = {
         "seconds": round(seconds, 3),
         "model": {
@@ -94,13 +97,20 @@ def open_model(subject: Subject) -> Outcome:
             "sha256": subject.pipeline.identity.sha256,
             "precision": subject.pipeline.identity.precision,
         },
-        "backend": {"name": backend.name, "device": backend.device, "version": backend.version},
+        "backend": subject.began_on,
         "warnings": list(subject.pipeline.standing_warnings),
     }
-    computing = subject.pipeline._session._session
-    if isinstance(computing, OnnxRuntimeSession):
-        figures |= {"provider": computing.provider, "settings": computing.settings}
+    session = subject.pipeline._session._session
+    if isinstance(session, OnnxRuntimeSession):
+        figures["settings"] = session.settings
     return Outcome(PASSED, f"{card.name} on {backend.name} {backend.version}, {backend.device}, in {seconds:.1f} s", figures)
+
+
+def computing(pipeline: Pipeline) -> dict[str, Any]:
+    """What computes the answers now: ``name``, ``device`` and ``version`` of the backend, and ONNX Runtime's ``provider``."""
+    backend, session = pipeline.backend, pipeline._session._session
+    provider = {"provider": session.provider} if isinstance(session, OnnxRuntimeSession) else {}
+    return {"name": backend.name, "device": backend.device, "version": backend.version, **provider}
 
 
 def receipts(subject: Subject) -> Outcome:
@@ -219,7 +229,7 @@ def cold_start(subject: Subject) -> Outcome:
     seconds = time.perf_counter() - started
     problem = done.reason(COLD_START_LIMIT_S)
     if problem:
-        return Outcome(FAILED, f"{problem}: {' '.join(done.errors.split())[-300:]}")
+        return Outcome(FAILED, f"{problem}: {' '.join(done.errors.split())}")
     told = json.loads(done.output.splitlines()[-1])
     figures = {"process_s": round(seconds, 3), **{name: round(value, 3) for name, value in told.items()}}
     return Outcome(PASSED, f"{seconds:.2f} s from start to end, {told['peak_memory_mb']:.0f} MB at most", figures)
@@ -248,10 +258,24 @@ def latency(subject: Subject, samples: int) -> Outcome:
 
 
 def close_model(subject: Subject) -> Outcome:
-    """Release the model, so that the next one has the memory."""
-    subject.opened().close()
+    """Release the model, so that the next one has the memory; fails where another backend computed at the end than at first.
+
+    A session whose GPU is lost goes on with another backend: then the figures of the steps before are not those of one.
+    """
+    pipeline = subject.opened()
+    ended_on, warnings = computing(pipeline), list(pipeline.standing_warnings)
+    pipeline.close()
     subject.pipeline = None
-    return Outcome(PASSED, "released")
+    figures = {"backend": ended_on, "warnings": warnings}
+    if ended_on == subject.began_on:
+        return Outcome(PASSED, "released; the same backend computed from the beginning to the end", figures)
+    first = subject.began_on
+    changed = [
+        f"{name} {first.get(name)} -> {ended_on.get(name)}"
+        for name in {**first, **ended_on}
+        if first.get(name) != ended_on.get(name)
+    ]
+    return Outcome(FAILED, f"another backend computed at the end than at the beginning: {', '.join(changed)}", figures)
 
 
 def statistics_ms(seconds: Sequence[float]) -> dict[str, Any]:

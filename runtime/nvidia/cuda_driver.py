@@ -219,7 +219,7 @@ class CudaContext:
         return text.decode("utf-8", "replace") if found == 0 and text else "no description"
 
     def _memory_left(self) -> str:
-        status, *sizes = self.api.cuMemGetInfo()
+        status, *sizes = self._answer("cuMemGetInfo")
         return f": {in_megabytes(sizes[0])} of {in_megabytes(sizes[1])} are free" if status == 0 else ""
 
 

@@ -168,8 +168,9 @@ def _read_file(path: Path, machine: MachineIdentity) -> FoundEngine:
         raise EngineStaleError(f"{error}:\n  {command}") from error
     if record.key.profile.frame_height is not None:
         raise EngineError(
-            f"{path.name} takes whole photographs together with their filters: it is for other programs, which compute the filters "
-            "themselves. This one runs the engine of the network alone; build that from its model:\n  fundus-rt build MODEL.onnx"
+            f"{path.name} takes whole photographs together with their filters: it is for other programs, which compute the "
+            "filters themselves. This one runs the engine of the network alone; build that from its model:\n"
+            "  fundus-rt build MODEL.onnx"
         )
     library = import_tensorrt(record.key.flavour)
     differences = record.key.differences(_key_here(record.key, library, machine))
