@@ -81,6 +81,10 @@ def answers(python: str, examples: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu'"
+"""The project's own options for pytest but for those that need pytest-xdist, which is not in that environment."""
+
+
 @pytest.mark.parametrize("version", sorted(SETS))
 def test_same_files_same_answers(version: str, tmp_path: Path, examples: Path) -> None:
     python = environment_of(version, tmp_path / "venv")
@@ -100,7 +104,7 @@ def test_same_files_same_answers(version: str, tmp_path: Path, examples: Path) -
     if version == "3.10":
         tests = [str(REPOSITORY / "tests" / name) for name in RUNTIME_TESTS]
         done = subprocess.run(
-            [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+            [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", f"addopts={IN_ONE_PROCESS}", *tests],
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
