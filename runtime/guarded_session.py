@@ -22,6 +22,7 @@ from fundus_rt.models.errors import (
     ModelFileError,
     StoppedError,
 )
+from fundus_rt.runtime.answers import Answers
 from fundus_rt.runtime.preprocess import tensor_from_box
 from fundus_rt.runtime.session import ENGINE_SUFFIX, BackendInfo, Batch, Box, FrameSession, Session, open_session, resolve_model
 
@@ -30,7 +31,6 @@ CANARY_EVERY = 500
 FRAME_TOLERANCE = 2e-3
 """How far an answer to a whole frame may lie from the one to the host's tensor, as a share of the largest number: single values
 of the tensor may differ by one grey level (OpenCV's cubic filter)."""
-Answers = dict[str, NDArray[np.float32]]
 
 
 def open_guarded(

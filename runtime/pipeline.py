@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import EyeError, NotFundusError
+from fundus_rt.runtime.answers import Answers
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
 from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
-from fundus_rt.runtime.guarded_session import Answers, GuardedSession, open_guarded
+from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.interpret import Prediction, interpret
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import EyeResult, Result
