@@ -44,10 +44,15 @@ def label(found: dict[str, Any]) -> str:
     return f"{found['machine']}-{found['cores']}cores-ort{found['packages']['onnxruntime']}"
 
 
-def run_measured(arguments: list[str]) -> tuple[float, float]:
+def run_measured(arguments: list[str], accepted: tuple[int, ...] = (0,), log: Path | None = None) -> tuple[float, float]:
     """Run a command to its end; wall-clock seconds and peak resident memory in MB of its process.
 
     The peak is Linux' VmHWM, read every 10 ms: what `wait4` reports would count the memory of the process that started it.
+
+    Args:
+        arguments: the command's words.
+        accepted: exit statuses that are no failure.
+        log: where to keep what it printed; None: nowhere.
 
     Raises:
         RuntimeError: it failed; with what it printed.
@@ -60,9 +65,11 @@ def run_measured(arguments: list[str]) -> tuple[float, float]:
             seconds = time.perf_counter() - started
             peak = max(peak, _peak_mb(process.pid))
             time.sleep(0.01)
-        if process.returncode:
-            output.seek(0)
-            text = output.read().decode(errors="replace")
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+        if log is not None:
+            log.write_text(text, encoding="utf-8")
+        if process.returncode not in accepted:
             raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{text}")
     return seconds, peak
 

@@ -129,7 +129,8 @@ def identify_architecture(checkpoint: Checkpoint, card: ModelCard, named: str | 
         )
     from fundus_rt.converters.statements import held_against_statements
 
-    return held_against_statements(checkpoint, card, architecture, named or "")
+    by_card = architecture.family if "?" in architecture.family else ""
+    return held_against_statements(checkpoint, card, architecture, named or by_card)
 
 
 def _identify(checkpoint: Checkpoint, card: ModelCard, named: str | None) -> Architecture:

@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 _NAMES = """
     classes class_names class_name classnames class_list class_labels class_order class_to_idx class_to_index class2idx
     class_indices class_map class_mapping idx_to_class index_to_class idx2class index_to_name label_names label_list label_order
     label_map label_mapping label_to_idx label2idx label2id id2label id_to_label idx_to_label idx2label labels names target_names
-    categories
+    categories classes_ label_encoder encoder_classes
 """
 NAMES_OF_LISTS = frozenset(_NAMES.split())
 """Keys, in small letters, under which the classes are listed: Hugging Face's ``id2label``, torchvision's ``class_to_idx``, Keras'
@@ -20,8 +22,9 @@ NAMES_OF_LISTS = frozenset(_NAMES.split())
 MOST_CLASSES = 10_000
 HEADINGS = {"name", "names", "class", "classes", "class name", "label", "labels", "label name", "category"}
 """A first line that is no class."""
-NUMBER_FIRST = re.compile(r"(?P<column>[0-9]{1,6})\s*[:,;=\s]\s*(?P<name>.+)")
-NUMBER_LAST = re.compile(r"(?P<name>.*[^\s:,;=])\s*[:,;=\s]\s*(?P<column>[0-9]{1,6})")
+_BETWEEN = r"\s*(?:->|=>|[:,;=.)|\s-])\s*"
+NUMBER_FIRST = re.compile(rf"(?P<column>[0-9]{{1,6}}){_BETWEEN}(?P<name>.+)")
+NUMBER_LAST = re.compile(rf"(?P<name>.*?){_BETWEEN}(?P<column>[0-9]{{1,6}})")
 """A name with its column in one line."""
 
 
@@ -29,9 +32,9 @@ def class_order(entry: Any) -> tuple[str, ...]:
     """Names of classes in the order of the columns.
 
     Args:
-        entry: a list of names; a dictionary from names to columns or from columns to names; or either as text: JSON, Python, or
-            one name in each line, or between commas, with its number before it, behind it or without. Columns count from 0 or
-            from 1. Lines that begin with # are comments, and a table may have a line of headings.
+        entry: a list or an array of names; a dictionary from names to columns or from columns to names; or either as text: JSON,
+            Python, or one name in each line, or between commas, with its number before it, behind it or without. Columns count
+            from 0 or from 1. Lines that begin with # are comments, and a table may have a line of headings.
 
     Returns:
         The names; empty where the entry is something else, a name or a column is missing or there twice.
@@ -39,7 +42,13 @@ def class_order(entry: Any) -> tuple[str, ...]:
     if isinstance(entry, str):
         return _order_in_text(entry)
     if isinstance(entry, Mapping):
-        entry = _by_column(entry)
+        inner = listed_classes(entry)
+        entry = inner[0][1] if inner else _by_column(entry)
+    if isinstance(entry, (list, tuple)) and entry and all(isinstance(part, Mapping) for part in entry):
+        entry = _by_column({_first_of(part, ("name", "label")): _first_of(part, ("id", "index")) for part in entry})
+    if isinstance(entry, np.ndarray):
+        entry = entry.tolist()
+    entry = getattr(entry, "names", entry)  # of an array that a stand-in was read for
     if not isinstance(entry, (list, tuple)) or not 2 <= len(entry) <= MOST_CLASSES:
         return ()
     if not all(isinstance(name, str) and name.strip() for name in entry):
@@ -57,12 +66,22 @@ def listed_classes(options: Mapping[Any, Any]) -> list[tuple[str, tuple[str, ...
 def in_another_order(labels: tuple[str, ...], stated: tuple[str, ...]) -> bool:
     """Whether two lists of one length have a name in different columns.
 
-    Capital and small letters are the same, and so are blanks and signs between words ("No DR", "no_dr", "No-DR").
+    Capital and small letters are the same, and so are blanks and signs between words ("No DR", "no_dr", "No-DR"). Where no name
+    is in both lists, the beginnings of names ("F", "M" for female, male) are taken for them.
     """
     own, other = (plain_names(names) for names in (labels, stated))
     if len(own) != len(other) or len(set(own)) < len(own) or len(set(other)) < len(other):
         return False
+    if not set(own) & set(other):
+        own, other = _written_out(own, other), _written_out(other, own)
     return any(name in own and own.index(name) != column for column, name in enumerate(other))
+
+
+def _written_out(short: list[str], full: list[str]) -> list[str]:
+    """Names in place of their beginnings, where each is the beginning of one other name alone; else the names as they are."""
+    meant = [[name for name in full if name.startswith(beginning) and beginning.isalpha()] for beginning in short]
+    one_each = all(len(names) == 1 for names in meant) and len({names[0] for names in meant}) == len(short)
+    return [names[0] for names in meant] if one_each else short
 
 
 def plain_names(names: Iterable[str]) -> list[str]:
@@ -78,6 +97,11 @@ def _by_column(entry: Mapping[Any, Any]) -> list[Any]:
     named = {column: name for column, name in pairs if column is not None}
     columns = sorted(named)
     return [named[column] for column in columns] if columns in (list(range(len(entry))), list(range(1, len(entry) + 1))) else []
+
+
+def _first_of(entry: Mapping[Any, Any], keys: tuple[str, ...]) -> Any:
+    """The first entry of these keys that is a word or a number; None without one."""
+    return next((entry[key] for key in keys if isinstance(entry.get(key), (str, int))), None)
 
 
 def _column(value: Any) -> int | None:
@@ -99,14 +123,20 @@ def _order_in_text(text: str) -> tuple[str, ...]:
             return () if isinstance(content, str) else class_order(content)
         return ()
     lines = [line.strip() for line in (text.splitlines() if "\n" in text else text.split(","))]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [_without_signs(line) for line in lines if line and not line.startswith("#")]
     for rows in (lines, lines[1:]):  # the second: without a line of headings
         for form in (NUMBER_FIRST, NUMBER_LAST):
             numbered = [form.fullmatch(row) for row in rows]
             if len(rows) > 1 and all(numbered):
-                order = class_order({found["column"]: found["name"] for found in numbered if found})
+                order = class_order({found["column"]: _without_signs(found["name"]) for found in numbered if found})
                 if order or form is NUMBER_FIRST:  # the lines "grade 0", "grade 1" are names themselves
                     return order
     if len(lines) > 2 and plain_names(lines[:1])[0] in HEADINGS:
         lines = lines[1:]
     return class_order(lines)
+
+
+def _without_signs(line: str) -> str:
+    """A line without quotation marks around its parts and the sign of a list before it."""
+    line = re.sub(r"^[-*+\u2022]\s+", "", line)
+    return re.sub(r"(?<!\w)[\"']|[\"'](?!\w)", "", line).strip()

@@ -8,6 +8,8 @@ from typing import Any
 
 NETWORK_OPTIONS = ("gp", "global_pool", "bn_eps", "norm_eps", "act_layer", "norm_layer", "output_stride")
 """Options of timm's training script and of its ``model_args``."""
+INNER = ("model_args", "model_kwargs")
+"""Under which timm's configurations and its training script have them."""
 BATCH_NORM, LAYER_NORM = ("bn", "batchnorm", "batchnorm2d"), ("ln", "layernorm")
 OWN_OPTIONS: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
     (
@@ -30,9 +32,11 @@ ALWAYS: dict[str, tuple[Any, ...]] = {
 
 
 def stated_options(options: Mapping[Any, Any]) -> dict[str, Any]:
-    """`NETWORK_OPTIONS` in a dictionary, and in its ``model_args``, as far as they are words or numbers."""
-    inner = options.get("model_args")
-    found = {**options, **(inner if isinstance(inner, Mapping) else {})}
+    """`NETWORK_OPTIONS` in a dictionary, and in its `INNER`, as far as they are words or numbers."""
+    found = dict(options)
+    for key in INNER:
+        inner = options.get(key)
+        found |= inner if isinstance(inner, Mapping) else {}
     said = {key: found.get(key) for key in NETWORK_OPTIONS}
     return {key: value for key, value in said.items() if isinstance(value, (str, int, float)) and value}
 
@@ -54,7 +58,11 @@ def unusual_options(said: Mapping[str, Any], names: str) -> dict[str, Any]:
 
 def as_arguments(said: Mapping[str, Any]) -> str:
     """Options as they are written behind the name of a network: ``global_pool=max&act_layer=silu``."""
-    return "&".join(f"{'global_pool' if key == 'gp' else key}={value}"[:60] for key, value in said.items())
+    return "&".join(f"{'global_pool' if key == 'gp' else key}={_argument(value)}"[:60] for key, value in said.items())
+
+
+def _argument(value: Any) -> Any:
+    return "avg" if value is True else value  # MAE's fine-tuning says ``global_pool=True`` for the mean of all tokens
 
 
 def _plain(value: Any) -> Any:

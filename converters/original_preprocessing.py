@@ -75,6 +75,20 @@ def original_inputs(photographs: Sequence[Photograph], spec: PreprocessingSpec, 
     return OriginalInputs(np.stack([normalise(picture) for picture in levels]), f"{library}, normalised by {by}")
 
 
+def normalised(levels: np.ndarray, spec: PreprocessingSpec, framework: str) -> np.ndarray:
+    """Grey levels that are resized already, normalised by the framework's own functions as `original_inputs` does it.
+
+    Args:
+        levels: [N, H, W, 3], RGB, uint8 or float32, 0 to 255.
+        spec, framework: as `original_inputs`.
+
+    Returns:
+        float32 [N, H, W, 3], in the network's colour order.
+    """
+    normalise, _ = _normaliser(spec, framework)
+    return np.stack([normalise(picture) for picture in levels])
+
+
 def largest_level_difference(images: np.ndarray, others: np.ndarray, spec: PreprocessingSpec) -> float:
     """Largest difference between two sets of network inputs, in grey levels.
 

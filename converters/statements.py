@@ -8,7 +8,7 @@ timm's hub writes ``config.json`` (architecture, pretrained_cfg, label_names); H
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -19,14 +19,13 @@ import numpy as np
 
 from fundus_rt.converters.architecture import Architecture
 from fundus_rt.converters.checkpoint import Checkpoint
-from fundus_rt.converters.class_order import class_order, in_another_order, listed_classes
+from fundus_rt.converters.class_order import NAMES_OF_LISTS, class_order, in_another_order, listed_classes
 from fundus_rt.converters.network_options import as_arguments, stated_options, unusual_options
 from fundus_rt.models.card import ModelCard, PreprocessingSpec
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-_LISTS = "labels classes class_names class_indices class_to_idx idx_to_class id2label label2id label_map index_to_name"
-LISTS = (*(f"{name}.json" for name in _LISTS.split()), "labels.txt", "classes.txt", "class_names.txt")
+LISTS = tuple(f"{name}{suffix}" for name in sorted(NAMES_OF_LISTS) for suffix in (".json", ".txt", ".csv"))
 """Files that hold nothing but the names of the classes."""
 INNER_FOLDERS = ("onnx", "saved_model")
 """Folders inside the one with the configuration, where the Hugging Face hub has exported graphs."""
@@ -58,7 +57,8 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
         checkpoint: the file.
         card: what prepares its pictures and names its classes.
         found: the network.
-        named: what the caller calls it, with arguments or as a function of his own; empty when he does not.
+        named: what the caller, or the card's family, calls it, with arguments or as a function of his own; empty when neither
+            does.
 
     Raises:
         UnsupportedCheckpointError: the card has its labels in another order than the file, or a list beside it; the file was
@@ -69,7 +69,7 @@ def held_against_statements(checkpoint: Checkpoint, card: ModelCard, found: Arch
     notes = _check_labels(checkpoint, card, config)
     warnings = [reason for reason in (unread, unread_too) if reason]
     inner = config.get("pretrained_cfg")
-    inner = inner if isinstance(inner, dict) else {}
+    inner = inner if isinstance(inner, dict) else config  # before timm 0.8 they are at the top
     beside = f"{CONFIG} beside the checkpoint"
     warnings += preparation_warnings(beside, card, inner.get("mean"), inner.get("std"), inner.get("interpolation"))
     mean, std = images.get("image_mean"), images.get("image_std")
@@ -99,6 +99,8 @@ def same_normalisation(spec: PreprocessingSpec, mean: Any, std: Any) -> bool:
 def preparation_warnings(source: str, card: ModelCard, mean: Any, std: Any, filtered: Any) -> list[str]:
     """What a source says of normalisation and of the resize filter where the card says otherwise, one sentence each."""
     spec, found = card.preprocessing, []
+    if _three(mean) and _three(std) and max(mean) > 2:  # of grey levels to 255
+        mean, std = [value / 255 for value in mean], [value / 255 for value in std]
     if _three(mean) and _three(std) and min(std) > 0 and not same_normalisation(spec, mean, std):
         found.append(
             f"{source} says mean {list(mean)} and std {list(std)} on values from 0 to 1, the card {card.name!r} prepares with "
@@ -122,7 +124,7 @@ def _option_warnings(checkpoint: Checkpoint, card: ModelCard, named: str, called
     sizes = [said.pop(key, None) for key in ("img_size", "input_size")]
     for size in sizes:
         sides = size if isinstance(size, (list, tuple)) else [size]
-        numbers = [round(side) for side in sides if isinstance(side, (int, float)) and math.isfinite(side)]
+        numbers = [round(side) for side in sides if isinstance(side, (int, float)) and abs(side) < 1e9]
         if numbers and not set(numbers) >= set(card.preprocessing.input_size):
             found.append(
                 f"{source} says pictures of {' x '.join(map(str, numbers))} pixels, the card {card.name!r} prepares "
@@ -141,11 +143,13 @@ def _network_warnings(checkpoint: Checkpoint, said: Mapping[str, Any], source: s
     unusual = unusual_options(said, " ".join(names))
     options = ", ".join(f"{key} = {value!r}"[:60] for key, value in unusual.items())
     if options and checkpoint.module is None and "?" not in named and ":" not in named:
-        name = title.rpartition("/")[2].partition(".")[0] or "NAME"
+        name = title.rpartition("/")[2].partition(".")[0]
+        away = f"; move {CONFIG} away if it belongs to another model" if source.startswith(CONFIG) else ""
+        name = name if re.fullmatch("[a-z0-9_]+", name) else "NAME"
         raise UnsupportedCheckpointError(
             f"{source} says that it was trained with {options}, which no tensor shows and which changes every answer. Name the "
             f"network with it, --architecture 'timm/{name}?{as_arguments(unusual)}', or a function of your own that builds it, "
-            f"--architecture package.module:factory"
+            f"--architecture package.module:factory{away}"
         )
     return [f"{source} says that it was trained with {options}: {named} has to say so too"] if options else []
 
@@ -188,8 +192,12 @@ def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, 
     beside: list[tuple[tuple[str, ...], str]] = []
     for options in (config, inner if isinstance(inner, dict) else {}):
         beside += [(order, f"{CONFIG} beside {file} ({key})") for key, order in listed_classes(options)]
+    unread = []
     for name in LISTS:
-        beside.append((class_order(_text_beside(checkpoint.path, name)[0]), f"{name} beside {file}"))
+        text, problem = _text_beside(checkpoint.path, name)
+        beside.append((class_order(text), f"{name} beside {file}"))
+        if problem or (text and not beside[-1][0]):
+            unread.append(problem or f"{name} beside {file} is no list of classes that is understood, and was not used")
     beside = [(order, source) for order, source in beside if order]
     inside = [(order, f"{file} ({key})") for key, order in checkpoint.class_lists] or [(checkpoint.classes, file)]
     for (order, source), (other, elsewhere) in combinations((*inside, *beside), 2):
@@ -207,4 +215,4 @@ def _check_labels(checkpoint: Checkpoint, card: ModelCard, config: Mapping[str, 
                     f"{', '.join(output.labels)}: every answer would be called by another class. Give "
                     f"--labels {','.join(order)!r}, the order of the file{away}."
                 )
-    return [f"{source} lists {', '.join(repr(name[:40]) for name in order[:12])}" for order, source in beside]
+    return [*unread, *(f"{source} lists {', '.join(repr(name[:40]) for name in order[:12])}" for order, source in beside)]

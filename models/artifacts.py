@@ -24,6 +24,18 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def bytes_of_file(path: Path, most: int) -> bytes:
+    """The content of a file, cut off after `most` + 1 bytes, so that the caller sees where it is too large.
+
+    No more memory is taken than the file has bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
+
+
 @contextmanager
 def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it when the block ends without an error.

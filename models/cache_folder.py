@@ -140,7 +140,8 @@ def trusted_writable_folder(folders: list[Path], say: Callable[[str], None]) -> 
             raise UsageError(f"the cache folder is refused: {untrusted}")
         if refused:
             lost = "; a restart may empty it, so set FUNDUS_RT_CACHE" if temporary_root() in folder.parents else ""
-            say(f"{'; '.join(refused)}; engines are kept in {folder} instead{lost}")
+            kept = "certificates" if folder.name == "certificates" else "engines"
+            say(f"{'; '.join(refused)}; {kept} are kept in {folder} instead{lost}")
         return folder
     raise UsageError(f"no cache folder: {'; '.join(refused)}. Name a folder that can be written with {FOLDER_VARIABLE}")
 

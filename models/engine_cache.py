@@ -22,9 +22,12 @@ from fundus_rt.models.cache_folder import (
     trusted_writable_folder,
     why_untrusted,
 )
+from fundus_rt.models.certificate_store import certificate_path
 from fundus_rt.models.engine_files import (
+    EARLIER_VERSION,
     LATER_VERSION,
     is_being_read,
+    model_of_earlier_record,
     problem_of,
     read_engine,
     read_record,
@@ -118,7 +121,19 @@ class EngineCache:
         if engine is not None:
             return problem_of(engine, key, whole=True) or ""
         nearest = min((record.key.differences(key) for record in self.entries(key.onnx_sha256)), key=_count, default=None)
-        return ", ".join(nearest) if nearest else "no engine of this model yet"
+        return ", ".join(nearest) if nearest else self.why_unknown(key.onnx_sha256)
+
+    def why_unknown(self, onnx_sha256: str) -> str:
+        """Why there is no engine of a model whose record can be read: ``no engine of this model yet``, or that an earlier version
+        of this package built it.
+
+        Raises:
+            UsageError: other users can write to the cache folder.
+        """
+        engines = (entry.engine for folder in self._readable() for entry in _entries(folder) if entry.record is None)
+        if any(model_of_earlier_record(engine) == onnx_sha256 for engine in engines):
+            return EARLIER_VERSION
+        return "no engine of this model yet"
 
     def get_or_build(
         self, key: EngineKey, build: Callable[[Path], EngineRecord], say: Say, force: bool = False
@@ -285,6 +300,7 @@ def _removed(engine: Path) -> bool:
                 return False
             record_path(engine).unlink(missing_ok=True)
             engine.unlink(missing_ok=True)
+            certificate_path(engine).unlink(missing_ok=True)
             _remove_unfinished(engine)
     except (Timeout, OSError):
         return False

@@ -13,6 +13,7 @@ from fundus_rt.models.engines import RECORD_FORMAT, EngineKey, EngineRecord, rec
 from fundus_rt.models.errors import EngineError, EngineMissingError, EngineStaleError
 
 LATER_VERSION = "its record is of a later version of fundus-rt"
+EARLIER_VERSION = "its record is of an earlier version of fundus-rt, which did not tell every kind of Jetson from the others"
 _SHA256_DIFFERS = "the engine file is damaged: its SHA-256 differs from its record"
 
 
@@ -83,15 +84,26 @@ def recorded(engine: Path) -> tuple[str, EngineRecord | None]:
     try:
         return "", record_from_json(text, path.name)
     except EngineError:
-        return (LATER_VERSION if _is_later(text) else "its record cannot be read"), None
+        return _of_another_version(text) or "its record cannot be read", None
 
 
-def _is_later(text: str) -> bool:
+def model_of_earlier_record(engine: Path) -> str:
+    """SHA-256 of the model that an engine with a record of an earlier version was built from; empty where it is none."""
+    try:
+        text = record_path(engine).read_text(encoding="utf-8")
+        return str(json.loads(text)["key"]["onnx_sha256"]) if _of_another_version(text) == EARLIER_VERSION else ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _of_another_version(text: str) -> str:
     try:
         stated = json.loads(text)["format"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False
-    return isinstance(stated, int) and stated > RECORD_FORMAT
+        return ""
+    if not isinstance(stated, int) or isinstance(stated, bool) or stated == RECORD_FORMAT or stated < 1:
+        return ""
+    return LATER_VERSION if stated > RECORD_FORMAT else EARLIER_VERSION
 
 
 def problem_of(engine: Path, key: EngineKey, whole: bool) -> str | None:

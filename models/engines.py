@@ -14,8 +14,8 @@ from typing import Any
 
 from fundus_rt.models.errors import EngineError
 
-RECORD_FORMAT = 1
-"""Version of the JSON beside an engine."""
+RECORD_FORMAT = 2
+"""Version of the JSON beside an engine. The first one did not know multiprocessors and board."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class EngineKey:
     profile: EngineProfile = field(default_factory=EngineProfile)
     flags: tuple[str, ...] = ()
     """What else changes the engine: ``optimisation-level=3``, ``tf32`` …; kept sorted, for their order means nothing."""
+    multiprocessors: int = 0
+    """Of the GPU; 0 where the engine is for every GPU of a compute capability. Jetsons of one name differ in it."""
+    board: str = ""
+    """The board of a Jetson: ``NVIDIA Jetson AGX Orin Developer Kit``; empty elsewhere."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flags", tuple(sorted(set(self.flags))))
@@ -78,6 +82,8 @@ class EngineKey:
             "l4t": "L4T",
             "profile": "profile",
             "flags": "flags",
+            "multiprocessors": "multiprocessors",
+            "board": "board",
         }
         found = []
         for entry in fields(self):
@@ -136,7 +142,9 @@ def _wrongly_typed(record: EngineRecord) -> list[str]:
     wrong = [name for name, kind in kinds.items() if not isinstance(getattr(record, name), kind)]
     if not isinstance(record.build_seconds, (int, float)):
         wrong.append("build_seconds")
-    texts = [entry.name for entry in fields(EngineKey) if entry.name not in ("profile", "flags")]
+    if not isinstance(record.key.multiprocessors, int):
+        wrong.append("multiprocessors")
+    texts = [entry.name for entry in fields(EngineKey) if entry.name not in ("profile", "flags", "multiprocessors")]
     wrong += [name for name in texts if not isinstance(getattr(record.key, name), str)]
     return wrong + ([] if all(isinstance(flag, str) for flag in record.key.flags) else ["flags"])
 
@@ -149,5 +157,5 @@ def _shown(value: Any) -> str:
         return " ".join(parts)
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
-    text = str(value) or "none"
+    text = str(value or "none")
     return text[:12] if len(text) == 64 else text

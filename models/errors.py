@@ -77,3 +77,7 @@ class ParityError(FundusRtError):
 
 class UsageError(FundusRtError):
     """The call itself is wrong: an option, a path or an output that cannot be used."""
+
+
+class CertificateError(FundusRtError):
+    """An answer was asked for with a certificate only and none counts here, or none can be issued; the message says why."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import ModelFileError, ReceiptError
-from fundus_rt.runtime.session import Batch, check_receipt
+from fundus_rt.runtime.session import Batch
 
 Answers = dict[str, NDArray[np.float32]]
 """By name of the output: float32 [N, columns]; ``receipt``: float32 [N, H]."""
@@ -29,6 +29,22 @@ def checked_answers(batch: Batch, answers: Answers, card: ModelCard) -> Answers:
     check_receipt(batch, answers["receipt"])
     require_finite(answers, len(batch), card)
     return answers
+
+
+def check_receipt(batch: Batch, receipt: NDArray[np.float32]) -> None:
+    """Compare the network's receipt with the batch that was sent.
+
+    The receipt is the sum of each image row over width and channels, computed by the network from its own input. For
+    uint8 it is exact in float32 (at most 4096 * 3 * 255 < 2^24); for float32 input it is compared to one part in 10^5.
+
+    Args:
+        batch: [N, H, W, 3].
+        receipt: [N, H].
+
+    Raises:
+        ReceiptError: the sums differ, so the answer belongs to another picture.
+    """
+    check_row_sums("the pictures that were sent", row_sums(batch), receipt)
 
 
 def require_finite(answers: Answers, count: int, card: ModelCard) -> None:

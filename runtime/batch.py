@@ -39,6 +39,8 @@ class AnswerOptions:
     eye: str | None = None
     """The eye that the call gives for every picture."""
     mirrored_by_source: bool = False
+    read_file_names: bool = True
+    """Take a file's name as a source of the eye. False where the eye is what is being measured."""
 
 
 class Answerer:
@@ -120,7 +122,7 @@ class Answerer:
     def _prepare(self, item: Item, out: Any) -> tuple[Row | None, Prepared | None]:
         """The item's row, None where it is finished already; and the picture, None where there is nothing to answer."""
         try:
-            content = _read(item)
+            content = read_item(item)
         except FundusRtError as error:
             row = _empty_row(item.path, None, None, self._pipeline)
             row["error"] = str(error)
@@ -133,7 +135,7 @@ class Answerer:
         sources = {
             "call": self._options.eye,
             "list": item.listed_eye,
-            "file name": eye_from_file_name(os.path.basename(item.path)),
+            "file name": eye_from_file_name(os.path.basename(item.path)) if self._options.read_file_names else None,
         }
         try:
             return row, self._pipeline.prepare_bytes(
@@ -157,15 +159,26 @@ def _failure(error: Exception, row: Row) -> Row:
 
 
 def row_key(item: Item, digest: str, pipeline: Pipeline, options: AnswerOptions) -> str:
-    """What makes a row the same row: path, content, model, eye and options; 32 hexadecimal digits."""
+    """What makes a row the same row: path, content, model, eye and options; 32 hexadecimal digits.
+
+    The certificate is not part of it: one that was issued since changes nothing of an answer. So a run that is gone on with keeps
+    the rows that it has, each with what was known of the certificate when it was answered.
+    """
     parts = [
         os.path.abspath(item.path), digest, pipeline.identity.sha256, str(options.eye), str(item.listed_eye),
         str(options.mirrored_by_source), str(pipeline.checks), *pipeline.asked,
     ]  # fmt: skip
+    if not options.read_file_names:
+        parts.append("names not read")
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _read(item: Item) -> bytes:
+def read_item(item: Item) -> bytes:
+    """The content of an item's file.
+
+    Raises:
+        FundusRtError: the item has a problem, or its file cannot be read or is no photograph by its size.
+    """
     if item.problem:
         raise FundusRtError(item.problem)
     try:
@@ -183,7 +196,7 @@ def _empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipelin
     return {
         "file": path,
         "sha256": digest,
-        "model": {**asdict(pipeline.identity), "certificate": "none"},
+        "model": {**asdict(pipeline.identity), "certificate": pipeline.certificate.verdict},
         "backend": asdict(pipeline.backend),
         "eye": None,
         "field_of_view": None,

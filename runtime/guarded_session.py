@@ -18,7 +18,6 @@ from fundus_rt.models.errors import (
     DeviceLostError,
     DeviceMemoryError,
     EngineMissingError,
-    FundusRtError,
     ModelFileError,
     StoppedError,
 )
@@ -111,6 +110,7 @@ class GuardedSession:
         self._lock = threading.RLock()
         self._answered = 0
         self._turn = False
+        self._closed = False
         self._stopped: StoppedError | None = None
         self._said = said
         self.card: ModelCard = session.card
@@ -136,6 +136,16 @@ class GuardedSession:
     def backend(self) -> BackendInfo:
         """What computes now."""
         return self._session.backend
+
+    @property
+    def engine_path(self) -> Path | None:
+        """The file of the engine that computes now; None where the ``.onnx`` file is computed from."""
+        return getattr(self._session, "engine_path", None)
+
+    @property
+    def onnx_sha256(self) -> str:
+        """SHA-256 of the ``.onnx`` file that the engine was built from; empty where there is no engine."""
+        return getattr(self._session, "onnx_sha256", "")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -180,8 +190,10 @@ class GuardedSession:
         return np.zeros((height, width, 3), np.uint8)
 
     def close(self) -> None:
-        """Release the network."""
-        self._session.close()
+        """Release the network; waits for one that is just being put in its place."""
+        with self._lock:
+            self._closed = True
+            self._session.close()
 
     def _guarded(self, ask: Callable[[Session], Answers], count: int) -> tuple[Answers, BackendInfo]:
         self._require_trusted()
@@ -236,7 +248,7 @@ class GuardedSession:
         with self._lock:
             if self._session is not failed:
                 return True  # another thread has done it
-            if self._continue_with is None or self._stopped is not None:
+            if self._continue_with is None or self._stopped is not None or self._closed:
                 return False
             open_other, self._continue_with = self._continue_with, None
             before = failed.backend
@@ -251,7 +263,7 @@ class GuardedSession:
             except CanaryError as wrong:
                 self._stop(wrong)
                 raise
-            except FundusRtError as second:
+            except Exception as second:  # a backend raises classes of its own, and nothing is there to answer any more
                 ended = type(error)(f"{error} It cannot be gone on with on the CPU either: {second}")
                 self._stop(ended)
                 raise ended from error

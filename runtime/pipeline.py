@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
+from fundus_rt.models.certificates import CertificateState
 from fundus_rt.models.errors import EyeError, NotFundusError
 from fundus_rt.runtime.answers import Answers
+from fundus_rt.runtime.certification import Certification, accepted_key
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
 from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
@@ -30,7 +32,7 @@ from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.interpret import Prediction, interpret
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import EyeResult, Result
-from fundus_rt.runtime.session import BackendInfo, Batch, Box, ModelIdentity, identify_model
+from fundus_rt.runtime.session import BackendInfo, Batch, Box, ModelIdentity, identify_model, resolve_model
 
 Frame = NDArray[np.uint8]
 """uint8 [H, W, 3], BGR, upright as the camera or its EXIF orientation says."""
@@ -66,6 +68,8 @@ class Pipeline:
         threads: int | None = None,
         check: bool = True,
         provider: str = "auto",
+        require_certificate: bool = False,
+        certificate_key: str | Path | None = None,
     ) -> None:
         """Open `model`.
 
@@ -77,19 +81,39 @@ class Pipeline:
             check: have the acquisition model look at every picture, so that what is no fundus photograph, or the other
                 eye than a source says, is refused. A model that mirrors left eyes always asks it.
             provider: of ONNX Runtime: ``auto``, ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
+            require_certificate: answer only while what computes `model` has a certificate that says ``passed``. The acquisition
+                model that looks on needs none.
+            certificate_key: file of a public key; certificates that were not signed with it count as ``none``. None for the file
+                that ``$FUNDUS_RT_CERTIFICATE_KEY`` names, where it is set.
 
         Raises:
             CardError, ModelFileError, BackendUnavailableError: see `open_guarded`.
+            CertificateError: a certificate is required and none that passed counts here.
+            UsageError: the file of the key is no public key.
         """
+        key = accepted_key(certificate_key)
         self.asked = (backend, device, provider)
         """What the call asked for; `backend` is what computes now."""
         self._session: GuardedSession = open_guarded(model, backend, device, threads, provider)
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(model, self.card)
+        engine = self._session.engine_path
+        self._certification = Certification(resolve_model(model), self.identity, self.card, device, engine, key)
+        self._certification.required = require_certificate
+        try:
+            self._certification.check_at_start(self._session.backend)
+        except BaseException:
+            self._session.close()
+            raise
         self._buffers = threading.local()
         self.checks = check and not self._mirrors and self.card.name != ACQUISITION
         wanted = self._mirrors or self.checks
         self._acquisition = open_guarded(ACQUISITION, backend, device, threads, provider) if wanted else None
+
+    @property
+    def certificate(self) -> CertificateState:
+        """Whether what computes now is certified, and why not where it is not."""
+        return self._certification.state(self._session.backend)
 
     @property
     def standing_warnings(self) -> tuple[str, ...]:
@@ -211,13 +235,16 @@ class Pipeline:
         """
         started = time.perf_counter()
         answers, backends = self._answers(pictures, batch)
+        self._certification.check(backends)
         elapsed = (time.perf_counter() - started) * 1e3 / len(pictures)
         results: list[Result | EyeError] = []
         for index, picture in enumerate(pictures):
-            outputs = interpret({o.name: answers[o.name][index] for o in self.card.outputs}, self.card)
+            numbers = {o.name: np.array(answers[o.name][index]) for o in self.card.outputs}
+            outputs = interpret(numbers, self.card)
             picture.timing_ms["inference"] = elapsed
             picture.timing_ms["total"] = sum(picture.timing_ms.values())
-            results.append(self._result(picture, outputs, backends[index]))
+            picture.warnings += self._certification.warnings(backends[index], numbers)
+            results.append(self._result(picture, outputs, backends[index], numbers))
         return results
 
     def frame_buffer(self, height: int, width: int) -> Frame:
@@ -301,7 +328,9 @@ class Pipeline:
             )
         return seen
 
-    def _result(self, picture: Prepared, outputs: dict[str, Prediction], backend: BackendInfo) -> Result | EyeError:
+    def _result(
+        self, picture: Prepared, outputs: dict[str, Prediction], backend: BackendInfo, numbers: Answers
+    ) -> Result | EyeError:
         eye = picture.eye
         warnings = [*self.standing_warnings, *picture.warnings]
         if self.card.name == ACQUISITION:
@@ -313,7 +342,11 @@ class Pipeline:
             except EyeError as error:
                 return error
             eye = EyeResult(decision.value, decision.source, False)
-        return Result(self.identity, backend, eye, picture.field_of_view, outputs, tuple(warnings), picture.timing_ms)
+        certificate = self._certification.state(backend)
+        return Result(
+            self.identity, backend, eye, picture.field_of_view, outputs, tuple(warnings), picture.timing_ms, numbers,
+            certificate.verdict, certificate.reason,
+        )  # fmt: skip
 
 
 def _confident_eye(seen: dict[str, Prediction]) -> str | None:

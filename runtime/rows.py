@@ -46,7 +46,7 @@ class Csv:
         self._columns = [
             "file", "sha256", "error",
             "model.name", "model.sha256", "model.precision", "model.certificate",
-            "backend.name", "backend.device", "backend.version", "backend.provider",
+            "backend.name", "backend.device", "backend.version", "backend.provider", "backend.engine_sha256",
             "eye.value", "eye.source", "eye.mirrored",
             "field_of_view.center.x", "field_of_view.center.y", "field_of_view.radius", "field_of_view.cut",
             "field_of_view.found",
@@ -85,15 +85,17 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Table:
-    """Aligned columns for a reader; warnings that every row would repeat stand once, above."""
+    """Aligned columns for a reader; warnings that every row would repeat stand once, above, and so does the certificate."""
 
-    def __init__(self, card: ModelCard, standing_warnings: tuple[str, ...]) -> None:
+    def __init__(self, card: ModelCard, standing_warnings: tuple[str, ...], certificate: str = "") -> None:
         self._card = card
         self._standing = standing_warnings
+        self._certificate = certificate
         self._widths = [28, 9, *(max(16, len(o.name)) for o in card.outputs)]
 
     def header(self) -> str:
-        notes = "".join(f"# {warning}\n" for warning in self._standing)
+        said = (self._certificate, *self._standing) if self._certificate else self._standing
+        notes = "".join(f"# {sentence}\n" for sentence in said)
         return notes + self._line(["file", "which eye", *(o.name for o in self._card.outputs)], "notes")
 
     def line(self, row: Row) -> str:
@@ -101,6 +103,9 @@ class Table:
         cells = [name if len(name) <= 28 else "..." + name[-25:], (row["eye"] or {}).get("value") or "-"]
         cells += [self._cell(row["outputs"].get(output.name)) for output in self._card.outputs]
         notes = [warning for warning in row["warnings"] if warning not in self._standing]
+        certificate = f"certificate: {row['model']['certificate']}"
+        if self._certificate and self._certificate.partition(" (")[0] != certificate:  # another backend answered
+            notes.insert(0, certificate)
         return self._line(cells, f"ERROR {row['error']}" if row["error"] else "; ".join(notes))
 
     @staticmethod
@@ -117,8 +122,15 @@ class Table:
         return f"{text}  {notes}".rstrip() + "\n"
 
 
-def row_format(name: str, card: ModelCard, standing_warnings: tuple[str, ...]) -> RowFormat:
-    """The format called ``table``, ``jsonl`` or ``csv``."""
+def row_format(name: str, card: ModelCard, standing_warnings: tuple[str, ...], certificate: str = "") -> RowFormat:
+    """The format called ``table``, ``jsonl`` or ``csv``.
+
+    Args:
+        name: of the format.
+        card: of the model that answers.
+        standing_warnings: what every row would repeat.
+        certificate: what a table says of it above its rows, as `fundus_rt.models.certificates.CertificateState` puts it.
+    """
     if name == "table":
-        return Table(card, standing_warnings)
+        return Table(card, standing_warnings, certificate)
     return Csv(card) if name == "csv" else JsonLines()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import BackendUnavailableError, ModelFileError, ReceiptError
+from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 from fundus_rt.models.registry import bundled_file, load_card
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -32,6 +32,8 @@ class BackendInfo:
     version: str
     provider: str = ""
     """Of ONNX Runtime: its name of the execution provider that was granted."""
+    engine_sha256: str = ""
+    """Of the engine that answers; empty where the ``.onnx`` file does."""
 
 
 class Session(Protocol):
@@ -174,28 +176,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check_receipt(batch: Batch, receipt: NDArray[np.float32]) -> None:
-    """Compare the network's receipt with the batch that was sent.
-
-    The receipt is the sum of each image row over width and channels, computed by the network from its own input. For
-    uint8 it is exact in float32 (at most 4096 * 3 * 255 < 2^24); for float32 input it is compared to one part in 10^5.
-
-    Raises:
-        ReceiptError: the sums differ, so the answer belongs to another picture.
-    """
-    if batch.dtype == np.uint8:
-        expected = batch.reshape(batch.shape[0], batch.shape[1], -1).sum(axis=2, dtype=np.uint32)
-        same = receipt.shape == expected.shape and np.array_equal(receipt.astype(np.float64), expected)
-    else:
-        sums = batch.reshape(batch.shape[0], batch.shape[1], -1).sum(axis=2, dtype=np.float64)
-        same = receipt.shape == sums.shape and bool(np.all(np.abs(receipt - sums) <= 1e-5 * np.abs(sums) + 0.5))
-    if not same:
-        raise ReceiptError(
-            "the network's receipt does not match the pictures that were sent, so its answers may belong to other pictures. "
-            "Nothing of this batch was used. Stop, reopen the model, and report this with backend and device."
-        )
 
 
 def require_input(batch: Batch, card: ModelCard) -> None:

@@ -142,7 +142,7 @@ class FakeDriver:
         return self._answer("cuDeviceGetName", b"Fake GPU".ljust(length, b"\0"), context=False)
 
     def cuDeviceGetAttribute(self, attribute: CUdevice_attribute, device: int) -> Answer:
-        values = {18: int(self.integrated), 75: 8, 76: 7}
+        values = {16: 8, 18: int(self.integrated), 75: 8, 76: 7}
         return self._answer("cuDeviceGetAttribute", values[attribute], context=False)
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> Answer:

@@ -31,9 +31,9 @@ int cuDeviceGet(int *device, int index) { *device = index; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Orin", size); return 0; }
 int cuGetErrorString(int status, const char **text) { *text = "words of the driver"; return 0; }
 #ifndef WITHOUT_ATTRIBUTES
-/* CUdevice_attribute of cuda.h: 18 INTEGRATED, 75 and 76 COMPUTE_CAPABILITY_MAJOR and _MINOR. */
+/* CUdevice_attribute of cuda.h: 16 MULTIPROCESSOR_COUNT, 18 INTEGRATED, 75 and 76 COMPUTE_CAPABILITY_MAJOR and _MINOR. */
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
-  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? 1 : 0;
+  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? 1 : attribute == 16 ? stated("FAKE_PROCESSORS", 16) : 0;
   return 0;
 }
 #endif

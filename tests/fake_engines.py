@@ -54,7 +54,14 @@ def card_of(onnx_path: Path) -> dict[str, Any]:
 def record_of(onnx_path: Path, plan: bytes, batch: tuple[int, int, int], **changes: Any) -> EngineRecord:
     """The record of an engine for the fake machine, or with other values of its key, or of `built_at`."""
     machine = {"flavour": "tensorrt", "tensorrt_version": "10.3.0.26", "gpu_name": "Fake GPU", "compute_capability": "8.7"}
-    stated = {"onnx_sha256": sha256_of_file(onnx_path), **machine, "cuda_driver": "12.6", "l4t": "", **changes}
+    stated = {
+        "onnx_sha256": sha256_of_file(onnx_path),
+        **machine,
+        "cuda_driver": "12.6",
+        "l4t": "",
+        "multiprocessors": 8,
+        **changes,
+    }
     built_at = stated.pop("built_at", "2026-11-22T18:00:00Z")
     key = EngineKey(**{"profile": EngineProfile(batch), **stated})
     return EngineRecord(key, sha256_of_bytes(plan), len(plan), card_of(onnx_path), "fp32", built_at, 1.0)

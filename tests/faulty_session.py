@@ -13,9 +13,10 @@ from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import (
     DeviceLostError,
 )
+from fundus_rt.runtime.answers import check_receipt
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.preprocess import tensor_from_box
-from fundus_rt.runtime.session import BackendInfo, check_receipt
+from fundus_rt.runtime.session import BackendInfo
 
 Answers = dict[str, NDArray[np.float32]]
 

@@ -49,7 +49,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gpu(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[SimpleNamespace]:
     """TensorRT-RTX, and a driver that describes a GPU; what is built is built by the real library."""
     machine = SimpleNamespace(
-        gpu_name="NVIDIA RTX 4000", compute_capability="8.9", cuda_driver="13.0", l4t="", integrated=False, free=4 * GIB
+        gpu_name="NVIDIA RTX 4000",
+        compute_capability="8.9",
+        cuda_driver="13.0",
+        l4t="",
+        integrated=False,
+        free=4 * GIB,
+        multiprocessors=48,
+        board="",
     )
     device = SimpleNamespace(memory=lambda: (machine.free, 8 * GIB), close=lambda: None)
     monkeypatch.setattr("fundus_rt.runtime.nvidia.machine.machine_identity", lambda *_: machine)

@@ -33,7 +33,7 @@ def built(path: Path, library: TensorRTLibrary, folder: Path, profile: EnginePro
     machine = machine_identity()
     key = EngineKey(
         sha256_of_file(path), library.flavour, library.version, machine.gpu_name, machine.compute_capability,
-        machine.cuda_driver, machine.l4t, profile,
+        machine.cuda_driver, machine.l4t, profile, multiprocessors=machine.multiprocessors, board=machine.board,
     )  # fmt: skip
     options = BuildOptions(512 << 20, timing_cache=folder / "x.timing")
     engine_from_onnx(path, folder / "x.engine", library, key, options, print, folder / "x.log")

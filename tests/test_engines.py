@@ -21,6 +21,8 @@ ORIN = EngineKey(
     l4t="36.4.3",
     profile=EngineProfile(batch=(1, 1, 8)),
     flags=("optimisation-level=3",),
+    multiprocessors=8,
+    board="NVIDIA Jetson Orin Nano Developer Kit",
 )
 OTHER: dict[str, Any] = {
     "onnx_sha256": "cd" * 32,
@@ -32,6 +34,8 @@ OTHER: dict[str, Any] = {
     "l4t": "",
     "profile": EngineProfile(batch=(1, 4, 8)),
     "flags": ("optimisation-level=3", "tf32"),
+    "multiprocessors": 16,
+    "board": "NVIDIA Jetson AGX Orin Developer Kit",
 }
 WORDS = {
     "onnx_sha256": "model abababababab -> cdcdcdcdcdcd",
@@ -43,6 +47,8 @@ WORDS = {
     "l4t": "L4T 36.4.3 -> none",
     "profile": "profile batch 1,1,8 -> batch 1,4,8",
     "flags": "flags optimisation-level=3 -> optimisation-level=3, tf32",
+    "multiprocessors": "multiprocessors 8 -> 16",
+    "board": "board NVIDIA Jetson Orin Nano Developer Kit -> NVIDIA Jetson AGX Orin Developer Kit",
 }
 RECORD = EngineRecord(
     ORIN, "12" * 32, 4096, {"name": "joir-age", "outputs": [{"name": "age"}]}, "fp16", "2026-11-22T18:00:00Z", 61.5
@@ -120,7 +126,9 @@ def damaged(change: dict[str, Any]) -> str:
         "7",
         "null",
         "[" * 100_000,
-        damaged({"format": 2}),
+        damaged({"format": 1}),
+        damaged({"format": 3}),
+        damaged({"key.multiprocessors": "8"}),
         damaged({"format": ...}),
         damaged({"key": ...}),
         damaged({"key": 3}),

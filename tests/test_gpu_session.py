@@ -14,15 +14,19 @@ from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.engine_files import write_record
 from fundus_rt.models.engines import EngineKey, EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError
+from fundus_rt.models.references import write_reference
 from fundus_rt.models.registry import bundled_file, load_card
+from fundus_rt.runtime.certify import certify
 from fundus_rt.runtime.interpret import interpret
 from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
 from fundus_rt.runtime.nvidia.machine import machine_identity
 from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary, import_tensorrt
 from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
+from fundus_rt.runtime.pipeline import Pipeline
 from fundus_rt.runtime.preprocess import tensor_from_box
 from tests.conftest import DATA
+from tests.references import acquisition_reference
 from tests.tensorrt_host import importable
 
 pytestmark = pytest.mark.gpu
@@ -60,6 +64,7 @@ def built(library: TensorRTLibrary, tmp_path_factory: pytest.TempPathFactory) ->
             key = EngineKey(
                 sha256_of_file(onnx_path), library.flavour, library.version, machine.gpu_name, machine.compute_capability,
                 machine.cuda_driver, machine.l4t, EngineProfile((1, 2, 4)),
+                multiprocessors=machine.multiprocessors, board=machine.board,
             )  # fmt: skip
             path = folder / f"{onnx_path.stem}.engine"
             options = BuildOptions(workspace_bytes=1 << 30)
@@ -110,6 +115,17 @@ def test_frames_are_reduced_on_the_gpu_as_on_the_host(built: Build, name: str) -
                 frame = np.random.default_rng(10 * turn + number).integers(0, 256, (*shape, 3), np.uint8)
                 on_host = tensor_from_box(frame, box, reference.card.preprocessing, mirror)[None]
                 require_close(session.run_frame(frame, box, mirror), reference.run(on_host), reference)
+
+
+def test_an_engine_is_certified_where_it_runs(built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FUNDUS_RT_CACHE", str(tmp_path))
+    path, stored = built(network("acquisition")), tmp_path / "stored.reference"
+    write_reference(stored, acquisition_reference(network("acquisition")))
+    issued = certify(path, stored, "tensorrt", "cuda:0")
+    assert issued.certificate.verdict == "passed" and issued.path == path.with_suffix(".parity.json")
+    pipeline = Pipeline(path, "tensorrt", "cuda:0", check=False, require_certificate=True)
+    assert pipeline.certificate.certificate == issued.certificate
+    pipeline.close()
 
 
 def test_several_threads_get_their_own_answers(built: Build) -> None:

@@ -20,6 +20,13 @@ torch = pytest.importorskip("torch")
 from fundus_rt.converters.pytorch.torch_export import onnx_from_torch, torch_answers  # noqa: E402
 
 SIZE = 16
+
+
+def shares(numbers: Any) -> Any:
+    return numbers / numbers.sum(1, keepdim=True)
+
+
+SMALL = torch.full((1, 4), 1e-3)
 BOUNDS = torch.full((1, 4), 1e-7), torch.full((1, 4), 1 - 1e-7)
 ENDINGS: dict[str, tuple[Any, str]] = {
     "mean of sigmoids": (lambda x: x.sigmoid().mean(dim=1, keepdim=True), "sigmoid"),
@@ -62,6 +69,12 @@ ENDINGS: dict[str, tuple[Any, str]] = {
     "sigmoid around zero": (lambda x: x.sigmoid() - 0.5, "changed"),
     "difference of two probabilities": (lambda x: 2 * x.sigmoid() - 1, "changed"),
     "tanh": (torch.tanh, "changed"),
+    "whole per cent": (lambda x: (100 * x.softmax(1)).round(), "changed"),
+    "per cent, small ones left out": (lambda x: 100 * torch.where(x.softmax(1) > 1e-3, x.softmax(1), SMALL), "changed"),
+    "squares in per cent": (lambda x: 100 * x.softmax(1) ** 2, "changed"),
+    "scaled by a matrix": (lambda x: x.softmax(1) @ (100 * torch.eye(4)), "changed"),
+    "mixed by a matrix": (lambda x: x.sigmoid() @ torch.ones(4, 4), "none"),
+    "sigmoids divided by their sum, in per cent": (lambda x: 100 * shares(x.sigmoid()), "changed"),
     "weighted softmax": (lambda x: x.softmax(1) * (1 + torch.arange(4.0)), "changed"),
     "difference of two log-softmaxes": (lambda x: x.log_softmax(1)[:, 1:2] - x.log_softmax(1)[:, :1], "none"),
     "relu6": (torch.nn.functional.relu6, "none"),
@@ -110,6 +123,8 @@ WRITTEN: dict[str, tuple[list[tuple[str, list[str]]], str]] = {
     "sum of two": ([("Sigmoid", ["x"]), ("HardSigmoid", ["x"]), ("Sum", ["t0", "t1"])], "changed"),
     "half the sum": ([("Sigmoid", ["x"]), ("Sigmoid", ["x"]), ("Sum", ["t0", "t1"]), ("Mul", ["t2", "half"])], "sigmoid"),
     "half of it": ([("Sigmoid", ["x"]), ("Mul", ["half", "t0"])], "sigmoid"),
+    "divided by their sum": ([("Sigmoid", ["x"]), ("ReduceL1", ["t0"]), ("Div", ["t0", "t1"])], "sigmoid"),
+    "divided by their norm": ([("Sigmoid", ["x"]), ("LpNormalization", ["t0"])], "sigmoid"),
     "two divided by it": ([("Sigmoid", ["x"]), ("Div", ["half", "t0"])], "none"),
     "with a network's numbers": ([("Relu", ["x"]), ("Sigmoid", ["x"]), ("Mul", ["t0", "t1"])], "none"),
 }

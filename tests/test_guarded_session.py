@@ -224,6 +224,32 @@ class TestGoingOn:
         with pytest.raises(DeviceLostError, match=r"does not answer.*ONNX Runtime is not installed"):
             GuardedSession(Faulty(tiny_sex, lost), continue_with=missing)
 
+    def test_a_backend_that_fails_in_its_own_way_stops_the_session_too(self, tiny_sex: Path) -> None:
+        def broken() -> Any:
+            raise RuntimeError("out of handles")
+
+        faulty = Faulty(tiny_sex)
+        session = GuardedSession(faulty, continue_with=broken)
+        faulty.fault = lost
+        for _ in range(2):
+            with pytest.raises(DeviceLostError, match="out of handles"):
+                session.run(np.zeros((1, 64, 64, 3), np.uint8))
+
+    def test_nothing_is_opened_once_it_is_closed(self, tiny_sex: Path) -> None:
+        """A device that is lost while another thread closes the session: nothing may answer after that."""
+        opened: list[Any] = []
+        faulty = Faulty(tiny_sex)
+        session = GuardedSession(faulty, continue_with=lambda: opened.append(0) or OnnxRuntimeSession(tiny_sex))
+
+        def closed_meanwhile(faulty: Faulty, batch: Any, answers: Answers) -> Answers:
+            session.close()
+            raise DeviceLostError("it is gone")
+
+        faulty.fault = closed_meanwhile
+        with pytest.raises(DeviceLostError):
+            session.run(np.zeros((1, 64, 64, 3), np.uint8))
+        assert not opened and faulty.closed
+
     def test_results_name_the_device_and_the_cause(self, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         faulty = Faulty(tiny_sex)
         guarded = GuardedSession(faulty, continue_with=lambda: OnnxRuntimeSession(tiny_sex))

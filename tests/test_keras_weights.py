@@ -74,6 +74,30 @@ def test_the_json_of_the_files_own_name_counts_whatever_its_layers_are_called(tm
         answers_of(path, images())
 
 
+@pytest.mark.parametrize("other", ["pooling", "rescaling", "activation"])
+def test_layers_without_weights_have_to_be_those_of_the_file(tmp_path: Path, other: str) -> None:
+    """They are in no tensor, so the weights fit whatever they are; the file lists them all the same."""
+    layers = keras().layers
+
+    def network(of: str = "") -> Any:
+        image = layers.Input((16, 16, 3))
+        hidden = layers.Conv2D(4, 3, name="first")(layers.Rescaling(2.0)(image) if of == "rescaling" else image)
+        hidden = layers.LeakyReLU()(hidden) if of == "activation" else layers.Activation("relu")(hidden)
+        hidden = (
+            layers.Dropout(0.5)(layers.GlobalMaxPooling2D()(hidden))
+            if of == "pooling"
+            else layers.GlobalAveragePooling2D()(hidden)
+        )
+        return keras_model(image, layers.Dense(2, name="last")(hidden))
+
+    path = weights_of(shake(network()), tmp_path / "x.h5")
+    (tmp_path / "x.json").write_text(network(other).to_json(), encoding="utf-8")
+    with pytest.raises(UnsupportedCheckpointError, match=r"has not .*the answers would be others"):
+        answers_of(path, images())
+    (tmp_path / "x.json").write_text(network().to_json(), encoding="utf-8")
+    assert answers_of(path, images()).shape[1] == 2
+
+
 def test_the_json_of_a_sequential_of_keras_2_1_is_a_list_of_layers(tmp_path: Path) -> None:
     module = keras()
     network = shake(module.Sequential([module.layers.Flatten(input_shape=(16, 16, 3)), module.layers.Dense(2, name="answer")]))

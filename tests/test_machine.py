@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fundus_rt.models.errors import BackendUnavailableError
+from fundus_rt.runtime.device_kind import device_kind
 from fundus_rt.runtime.nvidia import machine
 from fundus_rt.runtime.nvidia.machine import how_to_get_a_driver, jetson_board, l4t_release, machine_identity
 from tests.conftest import environment
@@ -63,7 +64,7 @@ from pathlib import Path
 from fundus_rt.models.errors import BackendUnavailableError
 from fundus_rt.runtime.nvidia.machine import machine_identity
 try:
-    print(machine_identity(int(sys.argv[1]), Path(sys.argv[2])))
+    print(machine_identity(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[2]).with_name("model")))
 except BackendUnavailableError as error:
     print("refused:", error)
 """
@@ -78,8 +79,10 @@ def asked(found: dict[str, str], release: Path, index: int = 0) -> str:
 
 def test_a_gpu_through_the_real_bindings(tmp_path: Path) -> None:
     (tmp_path / "nv_tegra_release").write_text(JETPACK_6)
+    (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
     assert asked(with_fake_driver(tmp_path), tmp_path / "nv_tegra_release") == (
-        "MachineIdentity(gpu_name='Orin', compute_capability='8.7', cuda_driver='12.6', l4t='36.4.3', integrated=True)"
+        "MachineIdentity(gpu_name='Orin', compute_capability='8.7', cuda_driver='12.6', l4t='36.4.3', integrated=True, "
+        "multiprocessors=16, board='NVIDIA Jetson AGX Orin Developer Kit')"
     )
     assert "cuda_driver='13.0', l4t=''" in asked(with_fake_driver(tmp_path, FAKE_VERSION="13000"), tmp_path / "missing")
 
@@ -151,3 +154,4 @@ def test_the_gpu_of_this_machine() -> None:
         check=True,
     )
     assert f"{found.gpu_name}, {found.compute_capability}" == listed.stdout.strip()
+    assert found.multiprocessors > 0 and device_kind("cuda:0").startswith(f"{found.gpu_name}, compute capability")

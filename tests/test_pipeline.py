@@ -17,8 +17,8 @@ from fundus_rt.models.errors import (
     NotFundusError,
     ReceiptError,
 )
+from fundus_rt.runtime.answers import check_receipt
 from fundus_rt.runtime.pipeline import Frame, Pipeline
-from fundus_rt.runtime.session import check_receipt
 from tests.photographs import half_and_half
 
 
@@ -136,7 +136,7 @@ class TestReceipt:
     def test_swapped_batch_rows_are_caught(self, examples: Path) -> None:
         pipeline = Pipeline(Path(__file__).parent / "data" / "tiny_swapped.onnx", check=False)
         pictures = [pipeline.prepare(half_and_half(a, b), {}) for a, b in ((60, 180), (90, 20))]
-        with pytest.raises(ReceiptError, match="other pictures"):
+        with pytest.raises(ReceiptError, match="another picture"):
             pipeline.finish(pictures)
         with pytest.raises(ReceiptError):  # no further answer, not even a right one
             pipeline(half_and_half(60, 180))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -45,6 +46,14 @@ FORMS: dict[str, Any] = {
     "number behind the name, with a colon": "normal: 1\ndrusen: 0\nglaucoma: 2\n",
     "table with headings": "class,index\nnormal,1\ndrusen,0\nglaucoma,2\n",
     "table, number first": "index,class\n1,normal\n0,drusen\n2,glaucoma\n",
+    "numbers with a dot": "0. drusen\n1. normal\n2. glaucoma\n",
+    "a list with signs": "- drusen\n- normal\n- glaucoma\n",
+    "quoted table": '"0","drusen"\n"1","normal"\n"2","glaucoma"\n',
+    "arrows": "normal -> 1\ndrusen -> 0\nglaucoma -> 2\n",
+    "lines of a printed dictionary": "0: 'drusen'\n1: 'normal'\n2: 'glaucoma'\n",
+    "JSON with a key of its own": json.dumps({"names": ORDER}),
+    "JSON of records": json.dumps([{"id": i, "name": name} for i, name in enumerate(ORDER)]),
+    "array": np.array(ORDER),
     "heading and comments": "# of the study\nname\ndrusen\n# healthy\nnormal\nglaucoma\n",
 }
 NO_ORDER: dict[str, Any] = {
@@ -83,6 +92,8 @@ def test_orders_differ_where_the_same_names_change_places() -> None:
     assert not in_another_order(("normal", "amd"), ("normal", "glaucoma"))
     assert not in_another_order(("-", "+"), ("-", "+")) and in_another_order(("-", "+"), ("+", "-"))
     assert not in_another_order(("normal", "amd"), ("image", "normal", "amd"))
+    assert in_another_order(("female", "male"), ("M", "F")) and not in_another_order(("female", "male"), ("f", "m"))
+    assert not in_another_order(("mild", "moderate"), ("m", "n")) and not in_another_order(("a1", "b1"), ("1", "2"))
 
 
 BESIDE = {
@@ -137,6 +148,45 @@ def test_the_order_in_a_file_of_torch_counts(tmp_path: Path, key: str) -> None:
         read_checkpoint(tmp_path / "x.pth")
 
 
+CONTAINERS: dict[str, Any] = {
+    "options": {"hparams": {"class_to_idx": {name: i for i, name in enumerate(ORDER)}}},
+    "options of a script": {"opt": argparse.Namespace(class_names=list(ORDER))},
+    "options of the data": {"config": {"data": {"train": {"classes": list(ORDER)}}}},
+    "a data module": {"datamodule_hyper_parameters": {"labels": list(ORDER)}},
+    "an array": {"classes": np.array(ORDER)},
+    "an array of objects": {"classes": np.array(ORDER, object)},
+    "an encoder's": {"label_encoder": list(ORDER)},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_the_order_counts_wherever_a_file_of_torch_has_it(tmp_path: Path, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"conv.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(3, 4)}
+    torch.save({"model": state, **CONTAINERS[name]}, tmp_path / "x.pth")
+    assert [order for _, order in read_checkpoint(tmp_path / "x.pth").class_lists] == [ORDER]
+
+
+@pytest.mark.parametrize("key", ["model_args", "model_kwargs"])
+def test_options_of_the_network_count_wherever_they_are(tmp_path: Path, key: str) -> None:
+    torch = pytest.importorskip("torch")
+    state = {"conv.weight": torch.ones(4, 3, 3, 3), "fc.weight": torch.ones(3, 4)}
+    for options in (
+        {"args": argparse.Namespace(**{key: {"global_pool": "max"}})},
+        {"opt": {"net": {key: {"global_pool": "max"}}}},
+    ):
+        torch.save({"model": state, **options}, tmp_path / "x.pth")
+        assert read_checkpoint(tmp_path / "x.pth").stated_preparation["global_pool"] == "max"
+
+
+def test_a_list_that_is_not_understood_is_said_so(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model.onnx", *ordinary())
+    (tmp_path / "labels.txt").write_text("drusen\nnormal\nglaucoma", encoding="utf-16")
+    (tmp_path / "classes.json").write_text('{"drusen": 0, "normal": 0}')
+    notes = " ".join(identify_architecture(read_checkpoint(path), card_with(*ORDER)).notes)
+    assert "labels.txt beside the checkpoint cannot be read" in notes and "classes.json beside model.onnx is no list" in notes
+
+
 @pytest.mark.parametrize("first", [["image", "diagnosis", "age"], ["image", "age"]])
 def test_every_list_of_a_file_is_held_against_the_card(tmp_path: Path, first: list[str]) -> None:
     """Names of a table's columns, which come first, do not hide the classes behind them."""
@@ -162,7 +212,7 @@ def test_lists_beside_a_graph_are_noted_and_may_not_contradict_each_other(tmp_pa
     with pytest.raises(UnsupportedCheckpointError, match="or move it away if it belongs to another model"):
         identify_architecture(read_checkpoint(path), card_with("normal", "drusen", "glaucoma"))
     (tmp_path / "classes.txt").write_text("normal\ndrusen\nglaucoma\n")
-    with pytest.raises(UnsupportedCheckpointError, match=r"labels\.txt beside .* and classes\.txt beside .* cannot be told"):
+    with pytest.raises(UnsupportedCheckpointError, match=r"classes\.txt beside .* and labels\.txt beside .* cannot be told"):
         identify_architecture(read_checkpoint(path), card_with(*ORDER))
     (tmp_path / "labels.txt").unlink()
     model = onnx.load(str(path))

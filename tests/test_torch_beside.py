@@ -178,6 +178,22 @@ def test_a_scaler_that_a_trusted_file_brings_is_warned_of(tmp_path: Path) -> Non
     assert "the file holds target (TargetScaler), which was not used" in warning
 
 
+@pytest.mark.parametrize("key", ["ema_model", "swa_state_dict", "model_state_dict_ema", "averaged_model", "shadow"])
+def test_averaged_weights_under_another_name_are_not_passed_over(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsupportedCheckpointError, match=rf"network twice, once with averaged weights \({key}\)"):
+        reading(tmp_path, {key: {name: 2 * tensor for name, tensor in STATE.items()}})
+    assert "network taken from 'ema'" in " ".join(reading(tmp_path, {"ema": STATE}).notes)
+
+
+def test_a_second_network_is_warned_of(tmp_path: Path) -> None:
+    (warning,) = reading(tmp_path, {"fold_2": {name: 2 * tensor for name, tensor in STATE.items()}}).warnings
+    assert "more than once, and fold_2 was not used" in warning
+
+
+def test_a_number_beyond_all_others_is_none(tmp_path: Path) -> None:
+    assert reading(tmp_path, {"threshold": 10**400}).state.keys() == STATE.keys()
+
+
 def test_a_better_network_beside_the_last_is_warned_of(tmp_path: Path) -> None:
     better = {name: tensor + 1 for name, tensor in STATE.items()}
     (warning,) = reading(tmp_path, {"best_model": better}).warnings

@@ -15,6 +15,7 @@ from fundus_rt.models.engines import EngineKey
 def timing_cache_path(folder: Path, key: EngineKey) -> Path:
     """The file of one library version on one GPU with one driver: measurements of another are of no use."""
     parts = [key.flavour, key.tensorrt_version, key.gpu_name, key.compute_capability, key.cuda_driver, key.l4t]
+    parts += [str(key.multiprocessors), key.board]
     return folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.timing"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from fundus_rt.converters.backends import require
 
 SAME = frozenset(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Cast", "Dropout", "Clip"))
+SAME |= frozenset(("Expand", "Tile"))
 """Operators that leave numbers, and which of them belong together, what they are."""
 CHOOSING = frozenset(("Slice", "Gather", "Split"))
 """Operators that hand on a part of the numbers."""
@@ -33,6 +34,7 @@ SOURCES = {
     "LogSoftmax": (-math.inf, 0.0, "softmax"),
 }
 """Range of what an operator gives, whatever it is given, and which activation it is, or is a part of."""
+ROUNDING = frozenset(("Round", "Floor", "Ceil"))
 DEEPEST = 100
 """Operators behind an activation, at most."""
 MOST_SUMMED = 1e6
@@ -133,7 +135,10 @@ class _Spans:
             lowest, highest, activation = SOURCES[kind]
             return Span(lowest, highest, frozenset([(name, activation)]))
         if kind == "Div" and self._divides_by_own_sum(node):
-            return Span(0.0, 1.0, frozenset([(name, "softmax")]))
+            inner = self.of(node.input[0], depth)
+            if self.producers[node.input[0]].op_type == "Exp":
+                return Span(0.0, 1.0, frozenset([(name, "softmax")]))
+            return _rounded(inner, "LpNormalization") if inner is not None else None
         if kind in SAME or kind in CHOOSING or kind in AVERAGING:
             inner = self.of(node.input[0], depth)
             if inner is None or kind in SAME:
@@ -141,13 +146,30 @@ class _Spans:
             if kind in EXTREME and any(activation == "softmax" for _, activation in inner.sources):
                 return None
             return replace(inner, chosen=True) if kind in CHOOSING else replace(inner, mixed=True)
-        if kind == "ReduceSum":
-            return _summed(self.of(node.input[0], depth))
+        if kind in ("ReduceSum", "ReduceL1"):
+            inner = self.of(node.input[0], depth)
+            return _summed(inner) if kind == "ReduceSum" or inner is None or inner.lowest >= 0 else None
+        if kind in ROUNDING or kind == "LpNormalization":
+            inner = self.of(node.input[0], depth)
+            return None if inner is None else _rounded(inner, kind)
+        if kind in ("MatMul", "Gemm"):
+            return self._scaled(node, depth)
         if kind in _JOINING:
-            parts = [self.of(part, depth) for part in node.input]
+            parts = [self.of(part, depth) for part in (node.input[1:] if kind == "Where" else node.input)]
             spans = [part for part in parts if part is not None]
             return _joined(kind, spans) if len(spans) == len(parts) else None
         return None
+
+    def _scaled(self, node: Any, depth: int) -> Span | None:
+        """A product with a constant that scales each column by itself. Any other mixes what comes from a hidden layer."""
+        factors = self.constants.get(node.input[1])
+        matrix = None if factors is None else np.asarray(require("onnx").numpy_helper.to_array(factors))
+        if matrix is None or matrix.ndim != 2 or len(matrix) != len(matrix.T) or np.any(matrix - np.diag(np.diag(matrix))):
+            return None
+        inner, ends = self.of(node.input[0], depth), np.diag(matrix)
+        if inner is None or len(node.input) > 2:
+            return None
+        return _joined("Mul", [inner, Span(float(ends.min()), float(ends.max()), frozenset())])
 
     def _constant(self, name: str) -> Span | None:
         tensor = self.constants.get(name)
@@ -172,12 +194,21 @@ class _Spans:
             return replace(inner, lowest=float(np.log(inner.lowest)), highest=float(np.log(inner.highest)))
 
     def _divides_by_own_sum(self, node: Any) -> bool:
-        """Whether exponentials are divided by their sum: a softmax written out."""
+        """Whether numbers are divided by their sum; of exponentials that is a softmax written out."""
         above, below = (self.producers.get(name) for name in node.input)
         return (
-            above is not None and below is not None and above.op_type == "Exp"
-            and below.op_type == "ReduceSum" and below.input[0] == node.input[0]
+            above is not None and below is not None and below.op_type in ("ReduceSum", "ReduceL1")
+            and below.input[0] == node.input[0]
         )  # fmt: skip
+
+
+def _rounded(span: Span, kind: str) -> Span | None:
+    """The span of whole numbers, or of numbers divided by their sum or norm."""
+    if kind == "LpNormalization":
+        return replace(span, lowest=0.0, highest=1.0, mixed=True) if span.lowest >= 0 and span.sources else None
+    if not math.isfinite(span.lowest) or not math.isfinite(span.highest):
+        return replace(span, mixed=True)
+    return replace(span, lowest=float(math.floor(span.lowest)), highest=float(math.ceil(span.highest)), mixed=True)
 
 
 def _summed(span: Span | None) -> Span | None:
@@ -238,6 +269,12 @@ def _quotient(spans: list[Span]) -> tuple[float, float] | None:
     return _extremes(a / b for a in _ends(spans[0]) for b in _ends(spans[1]))
 
 
+def _power(spans: list[Span]) -> tuple[float, float] | None:
+    if spans[0].lowest < 0 or spans[1].lowest != spans[1].highest or spans[1].lowest <= 0:
+        return None
+    return spans[0].lowest ** spans[1].lowest, spans[0].highest ** spans[1].lowest
+
+
 def _inverse(spans: list[Span]) -> tuple[float, float] | None:
     return _quotient([Span(1.0, 1.0, frozenset()), spans[0]])
 
@@ -259,6 +296,8 @@ def _extremes(numbers: Iterable[float]) -> tuple[float, float]:
 _JOINING: dict[str, Callable[[list[Span]], tuple[float, float] | None]] = {
     "Concat": _hull,
     "Mean": _hull,
+    "Where": _hull,
+    "Pow": _power,
     "Min": _least,
     "Max": _largest,
     "Add": _sum,

@@ -21,8 +21,9 @@ from fundus_rt.models.errors import UnsupportedCheckpointError, UsageError
 
 LIBRARIES = ("timm", "torchvision")
 INCEPTION = (
-    "torchvision's Inception-v3 with pretrained weights normalises its input a second time inside (transform_input), which no "
-    "tensor shows; that the network takes its input as the card prepares it is taken for granted."
+    "torchvision's Inception-v3 and GoogLeNet, made with pretrained weights, normalise their input a second time inside "
+    "(transform_input), which no tensor shows; that the network takes its input as the card prepares it is taken for granted. If "
+    "it was made so, name it with ?transform_input=true."
 )
 
 
@@ -314,7 +315,7 @@ def _identify_swin_by_name(
 def _warnings_of(module: Any, library: str, name: str, card: ModelCard, stated: str) -> list[str]:
     """What the file cannot tell about an architecture, and where the card prepares pictures otherwise than it expects."""
     found = []
-    if name.startswith(("inception_v3", "tf_inception_v3")):
+    if name.startswith(("inception_v3", "tf_inception_v3", "googlenet")):
         found.append(INCEPTION)
     if library != "timm":
         return found

@@ -82,27 +82,41 @@ class Number:
 
 
 class Array(LeftAside):
-    """Stands for an array of numpy: its shape and its kind, and no number of it."""
+    """Stands for an array of numpy: its shape and its kind, and no number of it; of texts the texts."""
 
     shape: tuple[int, ...] | None = None
     """None where the pickle does not say it as numpy does."""
     code = ""
     """Kind of its numbers as numpy codes it: ``f4``, ``i8``, ``O8``, ``U12``."""
+    names: tuple[str, ...] = ()
+    """Its elements where these are texts."""
 
     def __init__(self, *arguments: Any) -> None:
         """Take the arguments of numpy's `_frombuffer` (content, kind, shape, order); those of `_reconstruct` say nothing."""
         if len(arguments) == 4:
-            self._keep(arguments[1], arguments[2])
+            self._keep(arguments[1], arguments[2], arguments[0])
 
     def __setstate__(self, state: Any) -> None:
         """Take shape and kind out of what numpy's arrays are pickled as: version, shape, kind, order, content."""
         if isinstance(state, tuple) and len(state) == 5:
-            self._keep(state[2], state[1])
+            self._keep(state[2], state[1], state[4])
 
-    def _keep(self, kind: Any, shape: Any) -> None:
+    def _keep(self, kind: Any, shape: Any, content: Any) -> None:
         if isinstance(shape, tuple) and all(type(length) is int for length in shape):
             self.shape = shape
             self.code = kind.code if isinstance(kind, Kind) else ""
+            self.names = _texts(self.code, content)
+
+
+def _texts(code: str, content: Any) -> tuple[str, ...]:
+    """Elements of an array of texts, which numpy pickles as a list of objects or as UTF-32 padded with zeros; else nothing."""
+    if code.startswith("O") and isinstance(content, list) and all(isinstance(part, str) for part in content):
+        return tuple(content)
+    width = 4 * int(code[1:]) if code[:1] == "U" and code[1:].isdigit() else 0
+    if not width or not isinstance(content, (bytes, bytearray)) or len(content) % width or len(content) > 1 << 20:
+        return ()
+    parts = (bytes(content[start : start + width]) for start in range(0, len(content), width))
+    return tuple(part.decode("utf-32-le", "replace").rstrip("\0") for part in parts)
 
 
 _OWN: dict[str, Any] = {"_codecs.encode": Encoded, "numpy.dtype": Kind, "types.SimpleNamespace": argparse.Namespace}

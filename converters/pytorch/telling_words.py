@@ -18,7 +18,7 @@ TELLING_WORDS |= {
     "intercept",
     "slope",
 }
-TELLING_WORDS |= {"divisor", "prior", "priors"}
+TELLING_WORDS |= {"divisor", "prior", "priors", "thresh", "cut", "youden", "temp", "calib", "operating"}
 """Words of the keys of numbers that an answer may have to be scaled, shifted, sharpened or cut by."""
 DOUBTFUL_WORDS = {"avg", "average", "norm", "range", "stats", "factor", "scaling"}
 """Words that say so only beside one of an answer."""
@@ -63,3 +63,8 @@ def is_a_record(name: str) -> bool:
     """Whether a row of numbers of this name is what training wrote down: losses, accuracies, learning rates."""
     words = words_of(name)
     return not words.isdisjoint(SCORES) and words.isdisjoint(WEIGHT_WORDS | TELLING_WORDS)
+
+
+def is_optimizer(key: str) -> bool:
+    """Whether an entry of this key is the state of an optimizer, a schedule or the like, which names nothing."""
+    return any(word in key.lower() for word in ("optim", "sched", "scaler", "callbacks", "loops"))

@@ -12,7 +12,7 @@ import numpy as np
 
 from fundus_rt.converters.network_options import NETWORK_OPTIONS
 from fundus_rt.converters.pytorch.stand_ins import Array
-from fundus_rt.converters.pytorch.telling_words import is_a_record, tells
+from fundus_rt.converters.pytorch.telling_words import is_a_record, is_optimizer, tells, words_of
 from fundus_rt.converters.pytorch.torch_hints import HINTS
 from fundus_rt.converters.pytorch.torch_names import is_of_a_loss, without_wrappers
 from fundus_rt.models.errors import UnsupportedCheckpointError
@@ -48,8 +48,12 @@ LOSS_VECTORS = ("class_weight", "class_weights", "pos_weight", "loss_weight", "l
 """Vectors that a loss function of torch is given, saved beside the network."""
 SECOND_NETWORKS = ("student", "center", "momentum", "momentum_encoder", "dino_loss", "ibot_patch_loss")
 """What self-distillation trains beside the ``teacher``, whose weights are the ones that are used (DINO)."""
+AVERAGED = {"ema", "swa", "avg", "average", "averaged", "polyak", "shadow"}
+"""Words of the keys of averaged weights."""
 SHOWN = 8
 MOST_LISTED = 100
+HUGE = 1e300
+"""Numbers that are none of an answer."""
 USED = {*HINTS, *NETWORK_OPTIONS, "mean", "std", "interpolation", "img_size", "input_size"}
 """Keys of entries that are read and held against the card."""
 
@@ -88,7 +92,7 @@ def account_beside(
         held = _leaves(torch, key, value)
         plain += _plain_entries(torch, key, value)
         if is_training_state(key, value) and not any(_is_of_a_layer(name, leaf) for name, leaf in held):
-            telling += [] if _is_optimizer(key) else _telling_numbers(torch, key, value, True)
+            telling += [] if is_optimizer(key) else _telling_numbers(torch, key, value, True)
             training += [key] if any(isinstance(leaf, torch.Tensor) for _, leaf in held) else []
             continue
         if held and (key in SECOND_NETWORKS or is_twin(torch, shapes, key, value, containers)):
@@ -123,6 +127,13 @@ def account_beside(
     if plain:
         more = f" and {len(plain) - MOST_LISTED} more" if len(plain) > MOST_LISTED else ""
         notes.append(f"entries of the file that were not used: {', '.join(plain[:MOST_LISTED])}{more}")
+    other = [key for key in twins if key not in (*containers, *SECOND_NETWORKS)]
+    averaged = [key for key in other if not AVERAGED.isdisjoint(words_of(key))]
+    if averaged:
+        raise UnsupportedCheckpointError(
+            f"{file.name} holds the network twice, once with averaged weights ({', '.join(averaged[:SHOWN])}), and which of "
+            f"the two was evaluated it does not say. Save that one's state_dict alone, and convert that."
+        )
     warnings = []
     if telling:
         warnings.append(
@@ -130,11 +141,11 @@ def account_beside(
             f"scaled, shifted, sharpened or cut by it, say so (--standardised MEAN,DEVIATION for a regression, threshold in the "
             f"card)"
         )
-    better = [key for key in twins if "best" in key.lower()]
+    better = [key for key in twins if key in other or "best" in key.lower()]
     if better:
         warnings.append(
-            f"the file holds the network twice, and {', '.join(better)} was not used; if that is the one that was evaluated, "
-            f"save it alone and convert that"
+            f"the file holds the network more than once, and {', '.join(better[:SHOWN])} was not used; if that is the one that "
+            f"was evaluated, save it alone and convert that; of several that answer together each is a network of its own"
         )
     return warnings
 
@@ -252,7 +263,7 @@ def _telling_numbers(torch: Any, key: str, value: Any, in_options: bool = False)
         if not tells(name, in_options):
             continue
         number = part.item() if isinstance(part, np.generic) or _is_a_number(torch, name, part) else part
-        if isinstance(number, (int, float)) and not isinstance(number, bool):
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) < HUGE:
             found.append(f"{name} = {number:.6g}")
         elif isinstance(part, (Array, np.ndarray)):
             found.append(f"{name} (an array)")
@@ -262,7 +273,7 @@ def _telling_numbers(torch: Any, key: str, value: Any, in_options: bool = False)
 def _plain_entries(torch: Any, key: str, value: Any) -> list[str]:
     """Numbers and words at the top of a file and in its options, as they are listed; of words the names alone."""
     found = []
-    for name, part in _parts(torch, key, value) if _is_optimizer(key) is False else []:
+    for name, part in _parts(torch, key, value) if not is_optimizer(key) else []:
         if name.count(".") > 2 or name.split(".")[-1] in USED or (name.split(".")[-1].isdigit() and "." in name):
             continue
         if isinstance(part, np.generic):
@@ -272,7 +283,3 @@ def _plain_entries(torch: Any, key: str, value: Any) -> list[str]:
         elif isinstance(part, str):
             found.append(name)
     return found
-
-
-def _is_optimizer(key: str) -> bool:
-    return any(word in key.lower() for word in ("optim", "sched", "scaler", "callbacks", "loops"))

@@ -8,11 +8,20 @@ from typing import Any
 
 from fundus_rt.converters.class_order import in_another_order, listed_classes
 from fundus_rt.converters.network_options import stated_options
+from fundus_rt.converters.pytorch.telling_words import is_optimizer
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
-OPTIONS = ("args", "hyper_parameters", "config", "cfg", "preprocessing", "preprocess", "normalization", "normalize", "transform")
-"""Containers of options in which the network, the classes and the preprocessing are named."""
-HINTS = ("arch", "model", "model_name", "architecture", "backbone", "net")
+OPTIONS = tuple(
+    "args hyper_parameters config cfg opt options hparams train_args training_args preprocessing preprocess normalization "
+    "normalize transform".split()
+)
+"""Containers of options in which the network is named. Classes and preprocessing are looked for in all others too."""
+DEEPEST, MOST_LOOKED_AT = 5, 2000
+"""Dictionaries inside one another, and in all, that are looked into."""
+HINTS = tuple(
+    "arch model model_name architecture backbone net network model_arch arch_name timm_name encoder encoder_name backbone_name "
+    "net_name network_name".split()
+)
 """Training options that name the network."""
 
 
@@ -41,11 +50,10 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
     Raises:
         UnsupportedCheckpointError: two lists of the same classes in different orders.
     """
-    meta = content.get("meta")
-    described = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    for where in (content, *(content.get(key) for key in OPTIONS), meta, described):
-        options: Mapping[Any, Any] = where if isinstance(where, Mapping) else getattr(where, "__dict__", {})
-        for key in HINTS if where is not meta and where is not described else ():
+    named = [content, *(content.get(key) for key in OPTIONS)]
+    for where in (*named, *_inner(content)):
+        options = _entries(where)
+        for key in HINTS if any(where is one for one in named) else ():
             word = options.get(key)
             if not isinstance(word, str) or not word:
                 continue
@@ -61,6 +69,28 @@ def note_hints(content: Mapping[Any, Any], stated: Stated, notes: list[str]) -> 
             stated.preparation.setdefault(key, value)
         for key, classes in listed_classes(options):
             _note_classes(key, classes, stated, notes)
+
+
+def _inner(content: Mapping[Any, Any]) -> list[Any]:
+    """Every dictionary and set of options in a dictionary, at any depth; weights, and the state of an optimizer, are none."""
+    found: list[Any] = []
+    left = [(0, part) for key, part in content.items() if not is_optimizer(str(key))]
+    while left and len(found) < MOST_LOOKED_AT:
+        depth, where = left.pop(0)
+        entries = _entries(where)
+        if not entries or any(hasattr(part, "shape") and getattr(part, "ndim", 0) for part in entries.values()):
+            continue
+        if not any(where is one for one in found):
+            found.append(where)
+            left += [(depth + 1, part) for part in entries.values()] if depth < DEEPEST else []
+    return found
+
+
+def _entries(where: Any) -> Mapping[Any, Any]:
+    """What a dictionary, a `Namespace` or an object of options holds; empty for anything else."""
+    if isinstance(where, Mapping):
+        return where
+    return {} if hasattr(where, "shape") else getattr(where, "__dict__", {})
 
 
 def _note_classes(key: str, classes: tuple[str, ...], stated: Stated, notes: list[str]) -> None:

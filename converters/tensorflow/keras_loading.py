@@ -8,6 +8,7 @@ whatever is left over on either side is an error.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ from fundus_rt.converters.tensorflow.keras_config import automatic_name
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
 SHOWN = 5
+IDLE_LAYERS = (
+    "InputLayer",
+    "Dropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "AlphaDropout",
+)
+IDLE_NAMES = ("input", "dropout", "spatial_dropout2d", "gaussian_noise", "gaussian_dropout", "alpha_dropout", "fixed_dropout")
+"""Layers that do nothing to an answer, by their classes and by the names that Keras gives them."""
 
 
 def stored_names(group: Any, key: str) -> list[str]:
@@ -79,7 +91,10 @@ def load_weights(network: Any, group: Any, path: Path, made_apart: bool = False)
         UnsupportedCheckpointError: a weight of the network that the file lacks, one of the file that no layer takes, one of
             another shape, or another order of layers.
     """
-    stored = {name: weights for name, weights in stored_layers(group).items() if weights}
+    every = stored_layers(group)
+    if made_apart:
+        _require_same_kinds(network, every, path)
+    stored = {name: weights for name, weights in every.items() if weights}
     layers = {layer.name: layer for layer in network.layers if layer.weights}
     missing, left = [name for name in layers if name not in stored], [name for name in stored if name not in layers]
     if missing or left:
@@ -115,6 +130,26 @@ def load_weights(network: Any, group: Any, path: Path, made_apart: bool = False)
     for layer in network._flatten_layers():
         layer.finalize_state()  # a Normalization layer computes with copies of its mean and variance
     _check_normalization(network, path)
+
+
+def _require_same_kinds(network: Any, stored: Iterable[str], path: Path) -> None:
+    """See that the layers without weights, too, are those that the file lists: pooling, activations, rescaling.
+
+    Names count without their running numbers. What does nothing to an answer (inputs, dropout) may be missing.
+
+    Raises:
+        UnsupportedCheckpointError: a kind of layer that only one of the two has.
+    """
+    idle = tuple(layer.name for layer in network.layers if type(layer).__name__ in IDLE_LAYERS)
+    own = Counter(without_number(layer.name) for layer in network.layers if layer.name not in idle)
+    given = Counter(without_number(name) for name in stored if name not in idle and without_number(name) not in IDLE_NAMES)
+    missing, more = sorted((own - given).elements()), sorted((given - own).elements())
+    if missing or more:
+        raise UnsupportedCheckpointError(
+            f"{path.name} lists layers that the network of the configuration beside it has not "
+            f"({', '.join(more[:8]) or 'none'}), and lacks some that it has ({', '.join(missing[:8]) or 'none'}). The weights "
+            f"would fit, the answers would be others: write the JSON, model.to_json(), from the network that was saved."
+        )
 
 
 def refuse_whole_numbers(stored: np.dtype[Any], needed: np.dtype[Any], name: str, path: Path) -> None:

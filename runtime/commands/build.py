@@ -82,9 +82,46 @@ def build(
         return
     library = import_tensorrt(flavour)
     machine = _machine(library, target, device)
+    failed = False
     for path in paths:
         options = _options(path, machine, workspace, optimisation_level, tf32, target)
-        _build_one(path, library, _key(path, library, machine, profile, options), options, output, log_path, force)
+        engine = _build_one(path, library, _key(path, library, machine, profile, options), options, output, log_path, force)
+        failed |= not _certified(path, engine, device, _why_not_certified_here(profile, target))
+    if failed:
+        context.exit(1)
+
+
+def _why_not_certified_here(profile: EngineProfile, target: str | None) -> str:
+    """Why an engine that was just built cannot be replayed here; empty where it can."""
+    if target is not None:
+        return "it is for another machine: call `fundus-rt certify FILE.engine --device cuda:0` there"
+    if profile.frame_height is not None:
+        return "engines for whole photographs are for other programs, which compute the filters themselves"
+    return ""
+
+
+def _certified(model: Path, engine: Path, device: str, why_not: str) -> bool:
+    """Certify an engine by replaying the reference beside its model, and say what came of it; False where it failed."""
+    from fundus_rt.models.certificates import PASSED
+    from fundus_rt.models.errors import FundusRtError
+    from fundus_rt.models.references import reference_path
+    from fundus_rt.runtime.certify import certify
+    from fundus_rt.runtime.commands.certify import report
+
+    reference = reference_path(model)
+    if not why_not and not reference.is_file():
+        why_not = f"there is no {reference.name} beside the model: fundus-rt parity CHECKPOINT {model.name} writes it"
+    if why_not:
+        click.echo(f"certificate  none: {why_not}")
+        return True
+    try:
+        issued = certify(engine, reference, "tensorrt", device, say=_say)
+    except FundusRtError as error:  # the engine is built all the same, and every answer says that it has no certificate
+        click.echo(f"certificate  none: {' '.join(str(error).split())}")
+        return False
+    for line in report(issued):
+        click.echo(line)
+    return issued.certificate.verdict == PASSED
 
 
 def _write_frame_graph(path: Path, output: Path) -> None:
@@ -105,6 +142,9 @@ class _Machine:
     cuda_driver: str
     l4t: str
     integrated: bool
+    multiprocessors: int
+    """0 where the build is for another machine."""
+    board: str
     free_gpu: int | None
     """Bytes; None where the build is for another machine."""
 
@@ -117,7 +157,8 @@ def _build_one(
     output: Path | None,
     log: Path | None,
     force: bool,
-) -> None:
+) -> Path:
+    """The engine's file."""
     from fundus_rt.converters.engines.engine_build import engine_from_onnx
     from fundus_rt.converters.engines.timing_cache import timing_cache_path
     from fundus_rt.models.artifacts import atomic_path
@@ -146,6 +187,7 @@ def _build_one(
         engine, record = EngineCache().get_or_build(key, work, _say, force=force)
     for line in _report(engine, record, built):
         click.echo(line)
+    return engine
 
 
 def _report(engine: Path, record: EngineRecord, built: bool) -> Iterator[str]:
@@ -209,7 +251,7 @@ def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Mach
         from fundus_rt.converters.engines.target import parsed_target
 
         major, minor = parsed_target(target, library.flavour)
-        return _Machine("", f"{major}.{minor}", "", "", False, None)
+        return _Machine("", f"{major}.{minor}", "", "", False, 0, "", None)
     try:
         machine = machine_identity(cuda_index(device))
         gpu = CudaDevice(cuda_index(device))
@@ -225,7 +267,8 @@ def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Mach
     finally:
         gpu.close()
     return _Machine(
-        machine.gpu_name, machine.compute_capability, machine.cuda_driver, machine.l4t, machine.integrated, free
+        machine.gpu_name, machine.compute_capability, machine.cuda_driver, machine.l4t, machine.integrated,
+        machine.multiprocessors, machine.board, free,
     )  # fmt: skip
 
 
@@ -258,6 +301,8 @@ def _key(path: Path, library: TensorRTLibrary, machine: _Machine, profile: Engin
         l4t=machine.l4t,
         profile=profile,
         flags=flags_of(options, profile, head_format_in_file(path) if profile.frame_height else None),
+        multiprocessors=machine.multiprocessors,
+        board=machine.board,
     )
 
 

@@ -41,6 +41,15 @@ if TYPE_CHECKING:
     "--batch", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N", help="Pictures in one inference."
 )
 @click.option("--resume", is_flag=True, help="Go on with --output: no row is lost, none written twice.")
+@click.option(
+    "--require-certificate", is_flag=True,
+    help="Answer only what is certified as passed on this device (fundus-rt certify). Asked of --model alone, not of the "
+    "acquisition model that looks on. Rows that --resume keeps are not asked again.",
+)  # fmt: skip
+@click.option(
+    "--certificate-key", type=click.Path(path_type=Path), metavar="PUBLIC.pem",
+    help="Count only certificates signed with this Ed25519 key.  [default: $FUNDUS_RT_CERTIFICATE_KEY, else any]",
+)  # fmt: skip
 @click.pass_context
 def infer(
     context: click.Context,
@@ -57,6 +66,8 @@ def infer(
     output: Path | None,
     batch: int,
     resume: bool,
+    require_certificate: bool,
+    certificate_key: Path | None,
 ) -> None:
     """Answer photographs: files, folders, globs or DICOM files; one row each.
 
@@ -74,9 +85,14 @@ def infer(
         raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
     items, few = _counted(_items(paths, list_file), usable_cores())
     workers = max(1, min(usable_cores(), few))
-    pipeline = Pipeline(model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check, provider=provider)
+    pipeline = Pipeline(
+        model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check, provider=provider,
+        require_certificate=require_certificate, certificate_key=certificate_key,
+    )  # fmt: skip
     options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
-    with open_output(output, resume, row_format(name, pipeline.card, pipeline.standing_warnings)) as writer:
+    with open_output(
+        output, resume, row_format(name, pipeline.card, pipeline.standing_warnings, str(pipeline.certificate))
+    ) as writer:
         answerer = Answerer(pipeline, options, workers, batch, writer.finished)
         total = (lambda: sum(1 for _ in _items(paths, list_file))) if output or not sys.stdout.isatty() else None
         failed = writer.failed + _write_all(answerer, items, writer, total)

@@ -58,7 +58,7 @@ def selftest(context: click.Context, models: tuple[str, ...], backend: str, devi
 
 def _steps(models: tuple[str, ...], backend: str, device: str, samples: int) -> list[Step]:
     """All steps in their order; what needs a model comes once for each."""
-    from fundus_rt.runtime.device_check import selftest_device, selftest_model
+    from fundus_rt.runtime.device_check import selftest_device, selftest_model, selftest_reference
     from fundus_rt.runtime.device_check.selftest import Step
 
     steps = [
@@ -78,6 +78,7 @@ def _steps(models: tuple[str, ...], backend: str, device: str, samples: int) -> 
             "receipts": partial(selftest_model.receipts, subject),
             "whole frames": partial(selftest_model.frames, subject),
             "answers": partial(selftest_model.answers, subject),
+            "reference": partial(selftest_reference.reference_replay, subject),
             "cold start": partial(selftest_model.cold_start, subject),
             "latency": partial(selftest_model.latency, subject, samples),
             "closing": partial(selftest_model.close_model, subject),

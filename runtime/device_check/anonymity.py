@@ -24,7 +24,7 @@ _PATHS = re.compile(
     re.VERBOSE,
 )
 _LIBRARY = re.compile(r"[\w+-]+\.(?:so(?:\.\d+)*|py|dll)$")
-_MODEL_FILE = re.compile(rf"{_WORDS}[\w.+-]+(?=\.(?:onnx|engine|pth|h5|keras)\b)")
+_MODEL_FILE = re.compile(rf"{_WORDS}[\w.+-]+(?=\.(?:onnx|engine|pth|h5|keras|reference)\b)")
 _SERIALS = re.compile(r"(?:GPU-|MIG-)?[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 _MODEL_ENDINGS = (".onnx", ".engine")
 

@@ -53,11 +53,11 @@ def check_gpu(gpu: Probe, hardware: bool) -> Finding:
     """
     if "name" in gpu:
         others = f", and {', '.join(gpu['others'])}" if gpu.get("others") else ""
-        kept = ("name", "compute_capability", "integrated", "others", "memory_free", "memory_total")
+        kept = ("name", "compute_capability", "multiprocessors", "integrated", "others", "memory_free", "memory_total")
         values = {name: gpu[name] for name in kept if name in gpu}
-        return Finding(
-            "GPU", OK, f"{gpu['name']}, compute capability {gpu['compute_capability']}{others}{_memory(gpu)}", "", values
-        )
+        processors = f", {gpu['multiprocessors']} multiprocessors" if "multiprocessors" in gpu else ""
+        found = f"{gpu['name']}, compute capability {gpu['compute_capability']}{processors}{others}{_memory(gpu)}"
+        return Finding("GPU", OK, found, "", values)
     cause = str(gpu.get("error", "it says nothing"))
     if not hardware:
         return Finding("GPU", ABSENT, "no NVIDIA GPU; models run on the processor")

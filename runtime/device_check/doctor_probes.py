@@ -117,6 +117,7 @@ def _gpu() -> Values:
     yield "compute_capability", first.compute_capability
     yield "cuda_driver", first.cuda_driver
     yield "integrated", first.integrated
+    yield "multiprocessors", first.multiprocessors
     others: list[str] = []
     try:
         while True:

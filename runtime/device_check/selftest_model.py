@@ -21,6 +21,7 @@ from fundus_rt.models.canary import canary_from_dict
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import EyeError, FundusRtError, ReceiptError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
+from fundus_rt.runtime.answers import check_receipt
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.device_check.limited_process import run_limited
 from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, Outcome, SkipStep
@@ -31,7 +32,6 @@ from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 from fundus_rt.runtime.pipeline import ACQUISITION, Pipeline
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import Result
-from fundus_rt.runtime.session import check_receipt
 
 COLD_START_LIMIT_S = 300.0
 SINGLE_STREAM_S = 20.0

@@ -51,14 +51,21 @@ class MachineIdentity:
     """Jetson's release, ``36.4.3``; empty elsewhere."""
     integrated: bool
     """The GPU shares the processor's memory."""
+    multiprocessors: int
+    """How many the GPU has: 16 of an AGX Orin, 8 of an Orin NX or Nano, which all report the name ``Orin``."""
+    board: str
+    """Of a Jetson, from `jetson_board`; empty elsewhere."""
 
 
-def machine_identity(device_index: int = 0, tegra_release: Path = TEGRA_RELEASE) -> MachineIdentity:
+def machine_identity(
+    device_index: int = 0, tegra_release: Path = TEGRA_RELEASE, board: Path = DEVICE_TREE_MODEL
+) -> MachineIdentity:
     """Ask the driver for a GPU.
 
     Args:
         device_index: among the GPUs that CUDA shows, from 0.
         tegra_release: the file that says Jetson's release.
+        board: the file that names a Jetson's board.
 
     Raises:
         BackendUnavailableError: cuda-python, the driver or the GPU is missing, or they do not fit together; the message has
@@ -82,7 +89,9 @@ def machine_identity(device_index: int = 0, tegra_release: Path = TEGRA_RELEASE)
     name = bytes(_ask(api, "cuDeviceGetName", 256, device)).split(b"\0")[0].decode("utf-8", "replace")
     capability = f"{attribute('COMPUTE_CAPABILITY_MAJOR')}.{attribute('COMPUTE_CAPABILITY_MINOR')}"
     cuda = f"{version // 1000}.{version % 1000 // 10}"
-    return MachineIdentity(name, capability, cuda, l4t_release(tegra_release), bool(attribute("INTEGRATED")))
+    shared = bool(attribute("INTEGRATED"))
+    processors = attribute("MULTIPROCESSOR_COUNT")
+    return MachineIdentity(name, capability, cuda, l4t_release(tegra_release), shared, processors, jetson_board(board))
 
 
 def l4t_release(path: Path = TEGRA_RELEASE) -> str:

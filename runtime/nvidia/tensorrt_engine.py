@@ -13,7 +13,7 @@ from typing import Any
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard, card_from_json
 from fundus_rt.models.engine_cache import EngineCache
-from fundus_rt.models.engine_files import read_engine
+from fundus_rt.models.engine_files import EARLIER_VERSION, read_engine
 from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
 from fundus_rt.models.errors import (
     BackendUnavailableError,
@@ -109,6 +109,8 @@ class FoundEngine:
 
     name: str
     """Of the file that was asked for."""
+    path: Path
+    """Of the engine itself, where that is another."""
     content: bytes
     record: EngineRecord
     library: TensorRTLibrary
@@ -179,7 +181,7 @@ def _read_file(path: Path, machine: MachineIdentity) -> FoundEngine:
             f"{path.name} was built for something else ({', '.join(differences)}), and an engine is only valid where it was "
             f"built; build it here from its model:\n  {command}"
         )
-    return FoundEngine(path.name, content, record, library)
+    return FoundEngine(path.name, path, content, record, library)
 
 
 def _read_cached(path: Path, machine: MachineIdentity) -> FoundEngine:
@@ -201,12 +203,13 @@ def _read_cached(path: Path, machine: MachineIdentity) -> FoundEngine:
             differences.append(found)
             continue
         try:
-            content, record = read_engine(cache.path_of(record))
+            engine = cache.path_of(record)
+            content, record = read_engine(engine)
         except EngineMissingError as error:
             damaged.append((error, command + _options(record.key)))
             continue
         passed_over = (f"an engine of {path.name} was passed over for another one: {error}: {again}" for error, again in damaged)
-        return FoundEngine(path.name, content, record, library, tuple(passed_over))
+        return FoundEngine(path.name, engine, content, record, library, tuple(passed_over))
     if damaged:
         first, again = damaged[0]
         raise type(first)(f"the engine of {path.name} cannot be used: {first}:\n  {again}") from first
@@ -215,6 +218,9 @@ def _read_cached(path: Path, machine: MachineIdentity) -> FoundEngine:
         nearest = min(differences, key=len)
         said = ", ".join(nearest)
         raise EngineStaleError(f"the engine of {path.name} is for something else ({said}); build one that fits:\n  {command}")
+    known = cache.why_unknown(sha256_of_file(path))
+    if known == EARLIER_VERSION:
+        raise EngineStaleError(f"the engine of {path.name} cannot be used: {known}; build it again:\n  {command}")
     raise EngineMissingError(f"there is no engine of {path.name} for this machine; build it once:\n  {command}")
 
 
@@ -234,7 +240,14 @@ def _key_here(key: EngineKey, library: TensorRTLibrary, machine: MachineIdentity
     here = replace(key, flavour=library.flavour, tensorrt_version=library.version, compute_capability=machine.compute_capability)
     if not key.gpu_name:  # built for every GPU of a compute capability
         return here
-    return replace(here, gpu_name=machine.gpu_name, cuda_driver=machine.cuda_driver, l4t=machine.l4t)
+    return replace(
+        here,
+        gpu_name=machine.gpu_name,
+        cuda_driver=machine.cuda_driver,
+        l4t=machine.l4t,
+        multiprocessors=machine.multiprocessors,
+        board=machine.board,
+    )
 
 
 def _contract_problems(plan: Any, trt: Any, card: ModelCard) -> list[str]:

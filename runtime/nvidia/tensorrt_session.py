@@ -66,9 +66,16 @@ class TensorRTSession:
             self._engine = open_engine(found)
             for warning in found.warnings:
                 self._say(warning)
+            self.engine_path = found.path
+            self.onnx_sha256 = found.record.key.onnx_sha256
             del found  # with the bytes of the engine, which TensorRT has read
             self.card: ModelCard = self._engine.card
-            self.backend = BackendInfo(self._engine.library.flavour, self._device.name, self._engine.library.version)
+            self.backend = BackendInfo(
+                self._engine.library.flavour,
+                self._device.name,
+                self._engine.library.version,
+                engine_sha256=self._engine.record.engine_sha256,
+            )
             if TF32 in self._engine.record.key.flags:
                 self._say("products of float32 are rounded to 10 bits (TF32): the engine was built so")
             self.takes_frames = self._can_take_frames()

@@ -1,0 +1,1 @@
+"""A model on labelled photographs: errors, intervals, operating points."""

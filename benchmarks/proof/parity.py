@@ -1,0 +1,215 @@
+"""A shipped file held against the checkpoint that it was made from, on photographs: would any patient have had another answer?"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fundus_rt.benchmarks.extras import require_proof
+from fundus_rt.benchmarks.proof.answer_cache import opened_cache
+from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card
+from fundus_rt.benchmarks.proof.original import OriginalModel
+from fundus_rt.benchmarks.proof.parity_figures import OutputFigures, chosen, figures, further_problems
+from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, answered_rows
+from fundus_rt.benchmarks.proof.photographs import Case, case_again, cases, count_cases
+from fundus_rt.benchmarks.reports.report_files import prepare_report_folder
+from fundus_rt.converters.backends import versions
+from fundus_rt.converters.conversion_report import peak_memory
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import UsageError
+from fundus_rt.models.registry import EXAMPLE_FOLDER
+from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
+from fundus_rt.runtime.output import open_output
+from fundus_rt.runtime.pipeline import Pipeline
+from fundus_rt.runtime.rows import JsonLines
+from fundus_rt.runtime.session import BackendInfo, ModelIdentity, usable_cores
+
+ROWS_FILE = "photographs.jsonl"
+"""One row for each photograph, in the folder of the report."""
+FORMAT = 1
+"""Counts up when rows are made in another way, so that earlier ones are not gone on with."""
+
+
+@dataclass(frozen=True)
+class ParityCall:
+    """What is held against what."""
+
+    checkpoint: Path
+    file: str
+    """An ``.onnx`` or ``.engine`` file, or a bundled model's name."""
+    card: str | None = None
+    """Name or ``.json`` file of the author's card; None: see `author_card`."""
+    images: tuple[str, ...] = (str(EXAMPLE_FOLDER),)
+    list_file: str | None = None
+    """A CSV file of photographs, instead of `images`."""
+    backend: str = "auto"
+    device: str = "cpu"
+    provider: str = "auto"
+    architecture: str | None = None
+    trust_pickle: bool = False
+    report: Path | None = None
+    """Folder for rows and report; None: nothing is kept."""
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Where a run says what it does."""
+
+    say: Callable[[str], None] = lambda sentence: None
+    """One sentence at a time."""
+    step: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    """Around each long step, given its description."""
+    bar: Callable[[Callable[[], int]], AbstractContextManager[Callable[[int], None]]] = lambda count: nullcontext(
+        lambda done: None
+    )
+    """Progress over photographs: given what counts them all, gives what is told how many are done."""
+
+
+@dataclass
+class Parity:
+    """A finished comparison. It holds the original network and a folder of rows until `close`."""
+
+    call: ParityCall
+    original: OriginalModel
+    author: AuthorCard
+    own: ModelCard
+    """The card inside of the file."""
+    identity: ModelIdentity
+    backend: BackendInfo
+    answered: Answered
+    figures: list[OutputFigures]
+    copies: int
+    """Photographs left out because another one of the same content was answered."""
+    problems: list[str]
+    """Why the file does not answer as the checkpoint does, one sentence each."""
+    versions: dict[str, str]
+    """Installed packages that had a part in it."""
+    peak_memory: int | None
+    """Largest resident memory of this process, bytes."""
+    kept: ExitStack = field(repr=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every photograph was answered, and no patient would have had another answer."""
+        return not self.problems
+
+    def sample(self, most: int) -> list[Case]:
+        """Photographs that stand for all, read again: the worst, the nearest to an operating point, the rest spread."""
+        rows = [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
+        return [case_again(row["file"], row["sha256"], row["eye"]["value"]) for row in rows]
+
+    def session(self) -> GuardedSession:
+        """The shipped file, opened as it was for the comparison."""
+        return open_guarded(self.call.file, self.call.backend, self.call.device, None, self.call.provider)
+
+    def close(self) -> None:
+        """Give memory and temporary files back."""
+        self.original.close()
+        self.kept.close()
+
+
+def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
+    """Ask both sides about every photograph, and say where they differ.
+
+    The original framework answers what its author's libraries make of the files, the shipped file what our pipeline makes of
+    them, guards included. Rows are written as they are made; memory does not grow with the number of photographs.
+
+    Raises:
+        UsageError: a path or option that cannot be used, or a checkpoint that gives other numbers than the file.
+        BackendUnavailableError: a report is wanted and cannot be drawn, or the checkpoint's framework is not installed.
+        StoppedError: the device that runs the file cannot be trusted any more; finished rows are kept.
+        FundusRtError: the checkpoint or the file cannot be opened, see `OriginalModel` and `Pipeline`.
+    """
+    kept = ExitStack()
+    with ExitStack() as undone:
+        undone.callback(kept.close)
+        folder = _rows_folder(call, kept)
+        with feedback.step("Opening the shipped file"):
+            workers = usable_cores()
+            pipeline = Pipeline(call.file, call.backend, call.device, threads=1, provider=call.provider)
+            undone.callback(pipeline.close)
+        author = author_card(pipeline.card, call.card)
+        with feedback.step("Loading the original network in its own framework"):
+            original = OriginalModel(call.checkpoint, author.card, call.architecture, call.trust_pickle, feedback.say)
+            kept.callback(original.close)
+        _require_same_columns(original.card, pipeline.card, call)
+        cache = opened_cache(feedback.say)
+        kept.callback(cache.close)
+        rows = ParityRows(original, pipeline, _run_digest(call, original, pipeline), cache, workers)
+        asked, copies = _answer_all(call, rows, folder / ROWS_FILE, feedback)
+        answered = answered_rows(folder / ROWS_FILE, asked, original.card.outputs)
+        found = figures(answered, original.card.outputs, pipeline.card.outputs)
+        problems = [problem for one in found for problem in one.agreement.problems]
+        result = Parity(
+            call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found, copies,
+            problems + further_problems(found, len(answered.failed)),
+            {**versions("fundus-rt", "onnxruntime", "onnxruntime-gpu"), **original.versions}, peak_memory(), kept,
+        )  # fmt: skip
+        undone.pop_all()
+        pipeline.close()
+    gc.collect()
+    return result
+
+
+def _rows_folder(call: ParityCall, kept: ExitStack) -> Path:
+    if call.report is None:
+        if call.resume:
+            raise UsageError("--resume goes on with the rows of a --report folder; name it")
+        return Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-parity-")))
+    for package in ("jinja2", "matplotlib"):
+        require_proof(package)
+    prepare_report_folder(call.report)
+    return call.report
+
+
+def _answer_all(call: ParityCall, rows: ParityRows, path: Path, feedback: Feedback) -> tuple[list[str], int]:
+    """Write the rows that are not there yet; digests of all photographs asked for, and how many were copies of others."""
+    asked: dict[str, None] = {}
+    done = copies = 0
+    with ExitStack() as stack:
+        writer = stack.enter_context(open_output(path, call.resume, JsonLines()))
+        show = stack.enter_context(feedback.bar(lambda: count_cases(call.images, call.list_file)))
+        source = cases(call.images, call.list_file)
+        while some := list(itertools.islice(source, CHUNK)):
+            new: list[Case] = []
+            for case in some:
+                digest = rows.digest(case)
+                copies += digest in asked
+                if digest not in asked and bytes.fromhex(digest) not in writer.finished:
+                    new.append(case)
+                asked.setdefault(digest)
+            for row in rows.rows(new):
+                writer.write(row)
+            done += len(some)
+            show(done)
+    return list(asked), copies
+
+
+def _require_same_columns(stated: ModelCard, own: ModelCard, call: ParityCall) -> None:
+    columns = {output.name: output.columns for output in own.outputs}
+    for output in stated.outputs:
+        if columns[output.name] not in (None, output.columns):
+            raise UsageError(
+                f"{call.checkpoint.name} gives {output.columns} numbers for {output.name!r}, {call.file} gives "
+                f"{columns[output.name]}: the file was made from another checkpoint"
+            )
+
+
+def _run_digest(call: ParityCall, original: OriginalModel, pipeline: Pipeline) -> str:
+    """Everything but the photographs that decides the rows: checkpoint, file, cards, backend, libraries."""
+    backend = pipeline.backend
+    parts: list[Any] = [
+        FORMAT, original.checkpoint_sha256, original.description, original.card.to_json(), original.versions,
+        pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, backend.name, backend.provider, backend.version,
+        versions("fundus-rt"), call.architecture,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

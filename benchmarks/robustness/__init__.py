@@ -1,0 +1,1 @@
+"""How answers and parity move when photographs get worse."""

@@ -1,0 +1,63 @@
+"""What kind of device computes, as far as it decides how answers are rounded: the instruction sets of a processor, or the GPU."""
+
+from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+INSTRUCTION_SETS = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_int8",
+    "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
+)  # fmt: skip
+"""Of x86-64 and arm64, by Linux' names: those by which numerical libraries choose their kernels."""
+
+
+def device_kind(device: str) -> str:
+    """The kind of a device in words, the same on every machine of its kind.
+
+    Args:
+        device: ``cpu`` or ``cuda:N``.
+
+    Raises:
+        BackendUnavailableError: a GPU that cannot be asked what it is: cuda-python, the driver or the GPU is missing.
+    """
+    if device == "cpu":
+        return cpu_kind()
+    from fundus_rt.runtime.nvidia.machine import machine_identity
+    from fundus_rt.runtime.session import cuda_index
+
+    machine = machine_identity(cuda_index(device))
+    parts = [machine.gpu_name, f"compute capability {machine.compute_capability}", f"{machine.multiprocessors} multiprocessors"]
+    parts += [machine.board] if machine.board else []
+    parts += [f"L4T {machine.l4t}"] if machine.l4t else []
+    return ", ".join(parts)
+
+
+def cpu_kind(cpu_info: Path = CPU_INFO) -> str:
+    """Architecture, the processor's model name and its instruction sets: ``x86_64, Intel(R) Xeon(R) …, avx avx2 fma``.
+
+    Args:
+        cpu_info: where Linux describes its processors; elsewhere the system's own name of the processor is all there is.
+    """
+    try:
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    fields: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip().lower(), []).append(value.strip())
+    names = fields.get("model name") or _arm_names(fields) or [platform.processor() or "an unknown processor"]
+    flags = set(" ".join((fields.get("flags") or fields.get("features") or [""])[:1]).split())
+    parts = [platform.machine(), " and ".join(dict.fromkeys(re.sub(r"\s+", " ", name) for name in names))]
+    sets = " ".join(name for name in INSTRUCTION_SETS if name in flags)
+    return ", ".join(part for part in (*parts, sets) if part)
+
+
+def _arm_names(fields: dict[str, list[str]]) -> list[str]:
+    """Arm's processors by their numbers, for Linux gives no name: ``implementer 0x41 part 0xd42``; one of each kind."""
+    makers, parts = fields.get("cpu implementer", []), fields.get("cpu part", [])
+    return sorted({f"implementer {maker} part {part}" for maker, part in zip(makers, parts, strict=False)})
