@@ -130,7 +130,7 @@ def test_any_batch_gives_the_same_answers(converted: tuple[Path, ConversionRepor
         ("mobilenet", 1, "sigmoid", "none"),
         ("mobilenet", 1, "linear", "sigmoid"),
         ("mobilenet", 2, "linear", "softmax"),
-        ("efficientnet-b0", 2, "softmax", "none"),
+        pytest.param("efficientnet-b0", 2, "softmax", "none", marks=pytest.mark.full),
     ],
 )
 def test_a_keras_network_becomes_a_file_that_answers_as_keras_does(

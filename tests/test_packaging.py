@@ -44,7 +44,7 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
     for room in ("models", "converters", "runtime", "benchmarks"):
         for path in (REPOSITORY / room).rglob("*"):
             relative = path.relative_to(REPOSITORY)
-            wanted = path.suffix in {".py", ".json", ".onnx", ".jpg", ".md", ".cu"} or path.name == "py.typed"
+            wanted = path.suffix in {".py", ".json", ".onnx", ".jpg", ".md", ".cu", ".html", ".css"} or path.name == "py.typed"
             if wanted and not {"training", "results", "__pycache__"} & set(relative.parts):
                 expected.add(f"fundus_rt/{relative.as_posix()}")
     assert packed == expected

@@ -132,6 +132,7 @@ def test_another_fold_is_not_mixed_into_a_folder(tmp_path: Path) -> None:
         script.main(["--photographs", str(tmp_path), "--output", str(tmp_path), "--fold", "1"])
 
 
+@pytest.mark.full
 def test_trained_networks_convert_and_are_not_trained_twice(tmp_path: Path, examples: Path, fundus_rt: Run) -> None:
     rows = []
     for index, name in enumerate(EXAMPLES):

@@ -15,6 +15,7 @@ from fundus_rt.benchmarks.proof.parity_evidence import Evidence
 from fundus_rt.benchmarks.proof.parity_figures import OutputFigures
 from fundus_rt.benchmarks.proof.photographs import case_again
 from fundus_rt.benchmarks.reports.document import Picture, Plot, ReportDocument, Row, Section, Series, Table, Verdict
+from fundus_rt.benchmarks.reports.numbers import number_in_words
 from fundus_rt.benchmarks.reports.thumbnails import thumbnail
 from fundus_rt.models.errors import FundusRtError
 
@@ -114,7 +115,8 @@ def _outcome(parity: Parity, one: OutputFigures) -> Section:
         rows.append(("photographs as near to an operating point as the largest difference", found.near_operating_point))
     if found.weighted_kappa is not None:
         rows.append(("quadratic weighted kappa", found.weighted_kappa))
-    table = Table(f"Figures for {found.name}", ("figure", "value"), tuple(rows))
+    words = tuple((name, number_in_words(value) if isinstance(value, float) else value) for name, value in rows)
+    table = Table(f"Figures for {found.name}", ("figure", "value"), words)
     return Section(f"Output {found.name}", (str(found), *found.problems), (table,), _plots(one))
 
 

@@ -50,6 +50,7 @@ def html_from_document(document: ReportDocument, photographs: int, written: date
     jinja = require_proof("jinja2")
     markup = require_proof("markupsafe").Markup
     environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, finalize=_shown)
+    environment.filters["breakable"] = lambda text: _breakable(markup, text)
     word, style, mark = _VERDICTS[document.verdict.passed]
     numbers = iter(range(10**9))
     sections = [
@@ -86,6 +87,12 @@ def html_from_document(document: ReportDocument, photographs: int, written: date
 def _shown(value: Any) -> Any:
     """Jinja's last word on every value: text without what HTML cannot hold."""
     return printable(value) if type(value) is str else value
+
+
+def _breakable(markup: Any, text: str) -> Any:
+    """A cell's text that may go on in the next line behind what stands between the parts of a path or of a name."""
+    parts = re.split(r"(?<=[/_+])", printable(text))
+    return markup("<wbr>").join(parts)
 
 
 def _resource(name: str) -> str:

@@ -11,17 +11,19 @@ from fundus_rt.converters.network_options import stated_options
 from fundus_rt.converters.pytorch.telling_words import is_optimizer
 from fundus_rt.models.errors import UnsupportedCheckpointError
 
-OPTIONS = tuple(
-    "args hyper_parameters config cfg opt options hparams train_args training_args preprocessing preprocess normalization "
-    "normalize transform".split()
-)
+_OPTIONS = """
+    args hyper_parameters config cfg opt options hparams train_args training_args preprocessing preprocess normalization normalize
+    transform
+"""
+OPTIONS = tuple(_OPTIONS.split())
 """Containers of options in which the network is named. Classes and preprocessing are looked for in all others too."""
 DEEPEST, MOST_LOOKED_AT = 5, 2000
 """Dictionaries inside one another, and in all, that are looked into."""
-HINTS = tuple(
-    "arch model model_name architecture backbone net network model_arch arch_name timm_name encoder encoder_name backbone_name "
-    "net_name network_name".split()
-)
+_HINTS = """
+    arch model model_name architecture backbone net network model_arch arch_name timm_name encoder encoder_name backbone_name
+    net_name network_name
+"""
+HINTS = tuple(_HINTS.split())
 """Training options that name the network."""
 
 
@@ -78,7 +80,7 @@ def _inner(content: Mapping[Any, Any]) -> list[Any]:
     while left and len(found) < MOST_LOOKED_AT:
         depth, where = left.pop(0)
         entries = _entries(where)
-        if not entries or any(hasattr(part, "shape") and getattr(part, "ndim", 0) for part in entries.values()):
+        if not entries or any(_is_array(part) for part in entries.values()):
             continue
         if not any(where is one for one in found):
             found.append(where)
@@ -90,7 +92,12 @@ def _entries(where: Any) -> Mapping[Any, Any]:
     """What a dictionary, a `Namespace` or an object of options holds; empty for anything else."""
     if isinstance(where, Mapping):
         return where
-    return {} if hasattr(where, "shape") else getattr(where, "__dict__", {})
+    return {} if hasattr(type(where), "shape") else getattr(where, "__dict__", {})
+
+
+def _is_array(part: Any) -> bool:
+    """Whether this is a tensor or an array of more than one number; a nested tensor has no shape to ask for."""
+    return hasattr(type(part), "shape") and (getattr(part, "is_nested", False) or bool(part.shape))
 
 
 def _note_classes(key: str, classes: tuple[str, ...], stated: Stated, notes: list[str]) -> None:
