@@ -6,7 +6,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from fundus_rt.converters.engines.engine_build import BuildOptions
     from fundus_rt.converters.engines.engine_progress import BuildProgress
     from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
+    from fundus_rt.runtime.nvidia.machine import MachineIdentity
     from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
 
 MIB = 1 << 20
@@ -81,10 +81,10 @@ def build(
         _write_frame_graph(paths[0], output)
         return
     library = import_tensorrt(flavour)
-    machine = _machine(library, target, device)
+    machine, free_gpu = _machine(library, target, device)
     failed = False
     for path in paths:
-        options = _options(path, machine, workspace, optimisation_level, tf32, target)
+        options = _options(path, machine, free_gpu, workspace, optimisation_level, tf32, target)
         engine = _build_one(path, library, _key(path, library, machine, profile, options), options, output, log_path, force)
         failed |= not _certified(path, engine, device, _why_not_certified_here(profile, target))
     if failed:
@@ -131,22 +131,6 @@ def _write_frame_graph(path: Path, output: Path) -> None:
     frame_onnx_from_onnx(path, output)
     click.echo(f"wrote {output}: takes whole photographs and two filter matrices. How these are computed:")
     click.echo("  python -m pydoc fundus_rt.converters.engines.frame_head")
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """What an engine is built for, and the memory that the build may use."""
-
-    gpu_name: str
-    compute_capability: str
-    cuda_driver: str
-    l4t: str
-    integrated: bool
-    multiprocessors: int
-    """0 where the build is for another machine."""
-    board: str
-    free_gpu: int | None
-    """Bytes; None where the build is for another machine."""
 
 
 def _build_one(
@@ -236,22 +220,22 @@ def _profile(batch: str, frames: str | None) -> EngineProfile:
         raise UsageError(f"--batch or --frames: {error}") from error
 
 
-def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Machine:
-    """The machine at hand, or the one that is named.
+def _machine(library: TensorRTLibrary, target: str | None, device: str) -> tuple[MachineIdentity, int | None]:
+    """The machine at hand, or the one that is named, and the free memory of its GPU, bytes; None where it is another's.
 
     Raises:
         BackendUnavailableError: no GPU is at hand and none is named, or the library builds for none but its own.
     """
     from fundus_rt.models.errors import BackendUnavailableError
     from fundus_rt.runtime.nvidia.cuda_device import CudaDevice
-    from fundus_rt.runtime.nvidia.machine import machine_identity
+    from fundus_rt.runtime.nvidia.machine import MachineIdentity, machine_identity
     from fundus_rt.runtime.session import cuda_index
 
     if target is not None:
         from fundus_rt.converters.engines.target import parsed_target
 
         major, minor = parsed_target(target, library.flavour)
-        return _Machine("", f"{major}.{minor}", "", "", False, 0, "", None)
+        return MachineIdentity("", f"{major}.{minor}", "", "", False, 0, ""), None
     try:
         machine = machine_identity(cuda_index(device))
         gpu = CudaDevice(cuda_index(device))
@@ -266,14 +250,17 @@ def _machine(library: TensorRTLibrary, target: str | None, device: str) -> _Mach
         free = gpu.memory()[0]
     finally:
         gpu.close()
-    return _Machine(
-        machine.gpu_name, machine.compute_capability, machine.cuda_driver, machine.l4t, machine.integrated,
-        machine.multiprocessors, machine.board, free,
-    )  # fmt: skip
+    return machine, free
 
 
 def _options(
-    path: Path, machine: _Machine, workspace: int | None, level: int | None, tf32: bool, target: str | None
+    path: Path,
+    machine: MachineIdentity,
+    free_gpu: int | None,
+    workspace: int | None,
+    level: int | None,
+    tf32: bool,
+    target: str | None,
 ) -> BuildOptions:
     from fundus_rt.converters.engines.engine_build import BuildOptions
     from fundus_rt.converters.engines.workspace import free_system_memory, workspace_limit
@@ -281,11 +268,13 @@ def _options(
     if workspace is not None:
         limit = workspace * MIB
     else:
-        limit = workspace_limit(path.stat().st_size, free_system_memory(), machine.free_gpu, machine.integrated)
+        limit = workspace_limit(path.stat().st_size, free_system_memory(), free_gpu, machine.integrated)
     return BuildOptions(limit, level, tf32, target)
 
 
-def _key(path: Path, library: TensorRTLibrary, machine: _Machine, profile: EngineProfile, options: BuildOptions) -> EngineKey:
+def _key(
+    path: Path, library: TensorRTLibrary, machine: MachineIdentity, profile: EngineProfile, options: BuildOptions
+) -> EngineKey:
     from fundus_rt.converters.engines.engine_build import flags_of
     from fundus_rt.converters.engines.frame_head import head_format_in_file
     from fundus_rt.models.artifacts import sha256_of_file
