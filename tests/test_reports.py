@@ -328,3 +328,11 @@ def test_a_missing_library_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(BackendUnavailableError, match=rf"{module} is not installed.*fundus-rt\[proof\]"):
         write_report(short(sections=(Section("s", plots=(Plot("histogram", "t", "x", "y"),)),)), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
+def test_a_missing_library_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(BackendUnavailableError, match=rf"{missing} is not installed.*fundus-rt\[proof\]"):
+        prepare_report_folder(tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fundus_rt.benchmarks.extras import require_proof
 from fundus_rt.benchmarks.proof.answer_cache import opened_cache
 from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card
 from fundus_rt.benchmarks.proof.original import OriginalModel
@@ -165,8 +164,6 @@ def _rows_folder(call: ParityCall, kept: ExitStack) -> Path:
         if call.resume:
             raise UsageError("--resume goes on with the rows of a --report folder; name it")
         return Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-parity-")))
-    for package in ("jinja2", "matplotlib"):
-        require_proof(package)
     prepare_report_folder(call.report)
     return call.report
 

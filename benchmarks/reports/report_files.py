@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
+from fundus_rt.benchmarks.extras import require_proof
 from fundus_rt.benchmarks.reports.document import Picture, ReportDocument, Row, Scalar, Section
 from fundus_rt.benchmarks.reports.html import html_from_document
 from fundus_rt.benchmarks.reports.json_values import json_ready
@@ -52,7 +53,10 @@ def prepare_report_folder(folder: Path) -> None:
 
     Raises:
         UsageError: it is a file, cannot be made or written, or holds files of these names that are no report of this package.
+        BackendUnavailableError: Jinja or matplotlib is not installed.
     """
+    for package in ("jinja2", "matplotlib"):
+        require_proof(package)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -70,7 +70,7 @@ def evaluate(context: click.Context, /, model: str, report: Path | None, resume:
             prepare_report_folder(report)
         folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-evaluate-")))
         with _interruptible(report is not None):
-            evaluation = _evaluated(stack, model, folder, report is not None, resume, call)
+            evaluation = _evaluated(stack, model, folder, resume, call)
         for line in _summary(evaluation):
             click.echo(line)
         if report is not None:
@@ -83,7 +83,7 @@ def evaluate(context: click.Context, /, model: str, report: Path | None, resume:
         context.exit(1)
 
 
-def _evaluated(stack: ExitStack, model: str, folder: Path, keep: bool, resume: bool, call: dict[str, Any]) -> Evaluation:
+def _evaluated(stack: ExitStack, model: str, folder: Path, resume: bool, call: dict[str, Any]) -> Evaluation:
     from fundus_rt.benchmarks.evaluation.claims import claim_from_text
     from fundus_rt.benchmarks.evaluation.evaluation import EvaluationOptions, answered_photographs, evaluate, require_sense
     from fundus_rt.benchmarks.evaluation.labels import LabelOptions, read_labels
@@ -92,7 +92,7 @@ def _evaluated(stack: ExitStack, model: str, folder: Path, keep: bool, resume: b
     from fundus_rt.runtime.pipeline import Pipeline
     from fundus_rt.runtime.session import usable_cores
 
-    for module in ("scipy.stats", "sklearn.metrics", *(("jinja2", "matplotlib") if keep else ())):
+    for module in ("scipy.stats", "sklearn.metrics"):
         require_proof(module)  # a missing one is said now, not after hours of answering
     for path, suffix in ((call["write_card"], ".json"), (call["write_onnx"], ".onnx")):
         if path is not None:
