@@ -166,6 +166,11 @@ def _exported(network: Network, checkpoint: Checkpoint, found: Architecture) -> 
         raise
     except Exception as error:  # exporters raise classes of their own
         text = " ".join(str(error).split())[:300]
+        if "2GiB" in text or "2GB" in text:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.path.name} ({found.description}) becomes a graph of more than 2 GiB, with its position biases as "
+                f"constants, and one ONNX file cannot hold more; this version does not convert it. Use a smaller input or window."
+            ) from error
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} ({found.description}) cannot be exported with {found.exporter}: {type(error).__name__}: "
             f"{text}. An operator that ONNX does not have can be replaced where the network is defined."

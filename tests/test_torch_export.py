@@ -92,6 +92,32 @@ def test_an_operator_that_onnx_does_not_have_is_an_answer_not_a_crash(tmp_path: 
     assert not target.exists()
 
 
+def test_a_graph_that_no_onnx_file_can_hold_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Swin v2-L of 384 pixels with windows of 24 does that; here the exporter's own words for it are enough."""
+
+    def too_large(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("The serialized model is larger than the 2GiB limit imposed by the protobuf library.")
+
+    monkeypatch.setattr(torch.onnx, "export", too_large)
+    path = make.save_torch(tmp_path / "x.pth", torch.nn.Linear(3, 5).state_dict())
+    card = ConversionCase("", "", "", ("none",), lambda *_: path, 32, 32).card(32)
+    with pytest.raises(UnsupportedCheckpointError, match=r"more than 2 GiB.*one ONNX file cannot hold more"):
+        onnx_from_checkpoint(
+            path, card, tmp_path / "x.onnx", tensors=make.photographs(32), open_shipped=lambda path: dict,
+            architecture=f"{__name__}:Averages",
+        )  # fmt: skip
+
+
+class Averages(torch.nn.Linear):  # type: ignore[misc]
+    """Five numbers of a picture's mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 5)
+
+    def forward(self, images: Any) -> Any:
+        return super().forward(images.mean(dim=(2, 3)))
+
+
 ENDINGS: dict[str, tuple[Any, str]] = {
     "nothing": (lambda x: x, "none"),
     "softmax": (lambda x: x.softmax(1), "softmax"),
