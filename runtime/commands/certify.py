@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import backend_and_device, execution_provider
+
 if TYPE_CHECKING:
     from fundus_rt.runtime.certify import Issued
 
@@ -20,15 +22,8 @@ if TYPE_CHECKING:
     "--reference", type=click.Path(path_type=Path), metavar="FILE.reference",
     help="What the original answered; fundus-rt parity writes it.  [default: NAME.reference beside the model]",
 )  # fmt: skip
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]),
-    default="auto",
-    show_default=True,
-    help="ONNX Runtime's execution provider; auto is the device's own.",
-)
+@backend_and_device
+@execution_provider
 @click.option("--key", type=click.Path(path_type=Path), metavar="PRIVATE.pem", help="Sign the certificate with this Ed25519 key.")
 @click.pass_context
 def certify(

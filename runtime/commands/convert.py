@@ -21,8 +21,6 @@ ASSUMED = "assumed"
 """Word for ``--labels`` that accepts a card's unpublished class order."""
 MOST_PHOTOGRAPHS = 64
 """Photographs on which a conversion is checked at most: the framework's side takes seconds each for large networks."""
-PLAIN_MODES = ("L", "P", "RGB", "RGBA", "CMYK")
-"""Pillow's modes of 8 bits, which the author's libraries decode by themselves."""
 
 
 @click.command(short_help="Turn a published checkpoint into a verified .onnx file.")
@@ -138,6 +136,7 @@ def _prepared(card: ModelCard, photographs: str | None) -> tuple[Any, list[Photo
     and mirroring for the original's side; where left eyes are mirrored, each photograph is taken both ways."""
     import numpy as np
 
+    from fundus_rt.benchmarks.proof.photographs import plain_content
     from fundus_rt.converters.original_preprocessing import Photograph
     from fundus_rt.models.errors import FundusRtError, UsageError
     from fundus_rt.models.registry import EXAMPLE_FOLDER
@@ -161,26 +160,10 @@ def _prepared(card: ModelCard, photographs: str | None) -> tuple[Any, list[Photo
         except (FundusRtError, OSError) as error:
             raise UsageError(f"photograph {item.path} cannot be used to check the conversion: {error}") from error
         box = crop_box(view, decoded.frame.shape, card.preprocessing)
-        plain = content if _is_plain(content, decoded.format) else _png(decoded.frame)
+        plain = plain_content(content)
         originals += [Photograph(plain, box, mirror) for mirror in mirrors]
         tensors += [tensor_from_frame(decoded.frame, view, card.preprocessing, mirror=mirror) for mirror in mirrors]
     return np.stack(tensors), originals
-
-
-def _is_plain(content: bytes, kind: str) -> bool:
-    """Whether a picture file means the same to every library."""
-    import io
-
-    from PIL import Image
-
-    return kind != "dicom" and Image.open(io.BytesIO(content)).mode in PLAIN_MODES
-
-
-def _png(frame: Any) -> bytes:
-    """A frame as PNG: for files whose decoding has no counterpart in the author's libraries (DICOM, 16 bits)."""
-    import cv2
-
-    return bytes(cv2.imencode(".png", frame)[1])
 
 
 def _open_shipped(path: Path) -> Callable[[Any], dict[str, Any]]:

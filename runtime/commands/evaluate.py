@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import backend_and_device
+
 if TYPE_CHECKING:
     from fundus_rt.benchmarks.evaluation.evaluation import Evaluation
 
@@ -43,8 +45,7 @@ CANDIDATE_CHOICES = ("auto", "none", "all", "crop_mode", "interpolation", "color
     help="Preprocessings to compare; auto: of what the card assumes.",
 )  # fmt: skip
 @click.option("--candidate-photographs", type=click.IntRange(1), default=1000, show_default=True, help="At most, for those.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
+@backend_and_device
 @click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter.")
 @click.option(

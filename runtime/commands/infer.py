@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import backend_and_device, execution_provider
+
 if TYPE_CHECKING:
     from fundus_rt.runtime.batch import Answerer
     from fundus_rt.runtime.inputs import Item
@@ -26,15 +28,8 @@ if TYPE_CHECKING:
 )
 @click.option("--mirrored-by-source", is_flag=True, help="The source hands out mirrored pictures.")
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter. Faster.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
-@click.option(
-    "--provider",
-    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "tensorrt-rtx"]),
-    default="auto",
-    show_default=True,
-    help="ONNX Runtime's execution provider; auto is the device's own.",
-)
+@backend_and_device
+@execution_provider
 @click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here, each as soon as it is done.")
 @click.option(

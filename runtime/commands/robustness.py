@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import backend_and_device
+
 if TYPE_CHECKING:
     from fundus_rt.benchmarks.proof.original import OriginalModel
     from fundus_rt.benchmarks.reports.document import Picture
@@ -32,8 +34,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Rows and report go here.")
 @click.option("--resume", is_flag=True, help="Go on with the rows in --report.")
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
+@backend_and_device
 @click.pass_context
 def robustness(
     context: click.Context,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import backend_and_device
+
 if TYPE_CHECKING:
     from fundus_rt.runtime.device_check.selftest import Outcome, Step
 
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
     "--model", "models", multiple=True, default=["acquisition"], show_default=True, metavar="NAME|FILE",
     help="Bundled model or .onnx file; may be given several times.",
 )  # fmt: skip
-@click.option("--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True)
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")
+@backend_and_device
 @click.option("--samples", type=click.IntRange(1), default=50, show_default=True, help="Answers that latencies are taken from.")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("fundus-rt-selftest.json"), show_default=True, metavar="FILE.json"
