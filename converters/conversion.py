@@ -38,6 +38,8 @@ Progress = Callable[[str], None]
 Step = Callable[[str], AbstractContextManager[Any]]
 SAME_LEVELS = 1e-3
 """Difference in grey levels below which two preprocessings are the same up to the rounding of float32."""
+LARGEST_MODEL = 2**31 - 2**20
+"""Bytes of a graph: what a protobuf message may have, less room for the card and for nodes put before the network."""
 
 
 def onnx_from_checkpoint(
@@ -157,24 +159,37 @@ def _with_doubts(found: Architecture, network: Network, model: Any, card: ModelC
 
 
 def _exported(network: Network, checkpoint: Checkpoint, found: Architecture) -> Any:
-    """The network's graph, cleaned; what an exporter cannot write is an answer, not a crash."""
+    """The network's graph, cleaned; what an exporter or a file of ONNX cannot hold is an answer, not a crash."""
     try:
         model = network.graph()
+        _require_one_file(model)
         clean_graph(model)
+        _require_one_file(model)
         return model
     except FundusRtError:
         raise
     except Exception as error:  # exporters raise classes of their own
         text = " ".join(str(error).split())[:300]
-        if "2GiB" in text or "2GB" in text:
+        if isinstance(error, OverflowError) or "2GiB" in text or "2GB" in text:
             raise UnsupportedCheckpointError(
-                f"{checkpoint.path.name} ({found.description}) becomes a graph of more than 2 GiB, with its position biases as "
-                f"constants, and one ONNX file cannot hold more; this version does not convert it. Use a smaller input or window."
+                f"{checkpoint.path.name} ({found.description}) becomes a graph of more than 2 GiB, and one ONNX file cannot hold "
+                f"more; this version does not convert it. Use a smaller input, window or network."
             ) from error
         raise UnsupportedCheckpointError(
             f"{checkpoint.path.name} ({found.description}) cannot be exported with {found.exporter}: {type(error).__name__}: "
             f"{text}. An operator that ONNX does not have can be replaced where the network is defined."
         ) from error
+
+
+def _require_one_file(model: Any) -> None:
+    """Protobuf counts and writes less than 2 GiB; `OverflowError` where a model is larger."""
+    message = require("google.protobuf.message")
+    try:
+        size = model.ByteSize()
+    except message.EncodeError as error:
+        raise OverflowError("the model cannot be written") from error
+    if size > LARGEST_MODEL:
+        raise OverflowError(f"the model has {size} bytes, more than {LARGEST_MODEL}")
 
 
 def _reference(

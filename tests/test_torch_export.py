@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fundus_rt.benchmarks.conversion_case import ConversionCase
+from fundus_rt.converters import conversion
 from fundus_rt.converters.conversion import onnx_from_checkpoint
 from fundus_rt.converters.graphs.graph_ending import activation_inside
 from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
@@ -92,20 +93,29 @@ def test_an_operator_that_onnx_does_not_have_is_an_answer_not_a_crash(tmp_path: 
     assert not target.exists()
 
 
-def test_a_graph_that_no_onnx_file_can_hold_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Swin v2-L of 384 pixels with windows of 24 does that; here the exporter's own words for it are enough."""
+def converted_averages(folder: Path) -> Path:
+    path, target = make.save_torch(folder / "x.pth", torch.nn.Linear(3, 5).state_dict()), folder / "x.onnx"
+    card = ConversionCase("", "", "", ("none",), lambda *_: path, 32, 32).card(32)
+    onnx_from_checkpoint(
+        path, card, target, tensors=make.photographs(32), open_shipped=lambda path: dict, architecture=f"{__name__}:Averages",
+    )  # fmt: skip
+    return target
 
+
+def test_a_graph_that_the_exporter_finds_too_large_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def too_large(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("The serialized model is larger than the 2GiB limit imposed by the protobuf library.")
 
     monkeypatch.setattr(torch.onnx, "export", too_large)
-    path = make.save_torch(tmp_path / "x.pth", torch.nn.Linear(3, 5).state_dict())
-    card = ConversionCase("", "", "", ("none",), lambda *_: path, 32, 32).card(32)
     with pytest.raises(UnsupportedCheckpointError, match=r"more than 2 GiB.*one ONNX file cannot hold more"):
-        onnx_from_checkpoint(
-            path, card, tmp_path / "x.onnx", tensors=make.photographs(32), open_shipped=lambda path: dict,
-            architecture=f"{__name__}:Averages",
-        )  # fmt: skip
+        converted_averages(tmp_path)
+
+
+def test_a_graph_that_no_onnx_file_can_hold_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "LARGEST_MODEL", 100)
+    with pytest.raises(UnsupportedCheckpointError, match=r"more than 2 GiB.*one ONNX file cannot hold more"):
+        converted_averages(tmp_path)
+    assert not (tmp_path / "x.onnx").exists()
 
 
 class Averages(torch.nn.Linear):  # type: ignore[misc]

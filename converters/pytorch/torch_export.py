@@ -21,11 +21,11 @@ and no Shape, Gather or Mod left in the graph.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,9 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int], frozen: list[str]
     """
     torch, onnx = require("torch"), require("onnx")
     example = torch.zeros(2, 3, *input_size)
-    buffer = io.BytesIO()
     traced = torch.jit.TracerWarning
     with ExitStack() as stack:
+        file = Path(stack.enter_context(TemporaryDirectory(prefix="fundus-rt-"))) / "graph.onnx"
         for context in (quiet_tracing(), torch.inference_mode(), _pooling_as_products(torch)):
             stack.enter_context(context)
         stack.enter_context(_without_graph_on_failure(torch))
@@ -118,17 +118,18 @@ def onnx_from_torch(network: Any, input_size: tuple[int, int], frozen: list[str]
         torch.onnx.export(
             network,
             (example,),
-            buffer,
+            str(file),  # into a buffer the exporter refuses what has 2 GiB at any step, as Swin v2-L with windows of 24 has
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
             output_names=["answers"],
             dynamic_axes={"images": {0: "N"}, "answers": {0: "N"}},
         )
+        model = onnx.load(str(file))
     if frozen is not None:
         lines = [warning for warning in seen if issubclass(warning.category, traced) and _is_own_decision(warning)]
         frozen += dict.fromkeys(f"{Path(line.filename).name}, line {line.lineno}" for line in lines)
-    return onnx.load_from_string(buffer.getvalue())
+    return model
 
 
 @contextmanager
