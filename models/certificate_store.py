@@ -10,7 +10,9 @@ from pathlib import Path
 from fundus_rt.models.artifacts import atomic_path, sha256_of_file
 from fundus_rt.models.cache_folder import cache_folders, trusted_writable_folder, why_untrusted
 from fundus_rt.models.certificates import (
+    FAILED,
     NONE,
+    PASSED,
     Binding,
     Certificate,
     CertificateState,
@@ -93,12 +95,15 @@ def keep_certificate(computed_file: Path, certificate: Certificate, say: Callabl
     if not why:
         try:
             _add(path, certificate, say)
+            _drop_elsewhere(computed_file, certificate, path)
             return path
         except PermissionError as error:
             why = f"{path.parent} cannot be written ({error.strerror})"
     elsewhere = trusted_writable_folder(cache_folders("certificates"), say) / f"{certificate.file_sha256}{CERTIFICATE_SUFFIX}"
     _add(elsewhere, certificate, say)
     say(f"{why}: the certificate is kept in {elsewhere.parent}, where this user's calls find it")
+    if certificate.verdict == PASSED and any(one.same_binding(certificate) and one.verdict == FAILED for one in _read(path)):
+        say(f"{path.name} beside the model says of the same that it failed, and goes on counting until it is removed there")
     return elsewhere
 
 
@@ -127,6 +132,26 @@ def _add(path: Path, certificate: Certificate, say: Callable[[str], None]) -> No
         text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path) -> None:
+    """Take what an earlier call kept of the same way to compute out of the cache, where this user may write."""
+    for path in _places(computed_file, certificate.file_sha256):
+        found = _read(path) if path != written else []
+        left = [one for one in found if not one.same_binding(certificate)]
+        if len(left) == len(found):
+            continue
+        with contextlib.suppress(OSError), _locked(path), atomic_path(path) as temporary:
+            left = [one for one in _read(path) if not one.same_binding(certificate)]
+            temporary.write_text(file_from_certificates(left), encoding="utf-8", newline="\n")
+
+
+def _read(path: Path) -> list[Certificate]:
+    """What counts in a file; nothing where it is not there or damaged."""
+    try:
+        return certificates_from_file(path)[0]
+    except (FileNotFoundError, ModelFileError):
+        return []
 
 
 def _earlier(path: Path, say: Callable[[str], None]) -> list[Certificate]:

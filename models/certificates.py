@@ -203,7 +203,9 @@ def state_of(
         key: accept only what was signed with it; None accepts unsigned certificates too.
 
     Returns:
-        Of several that count, the one issued last; ``none`` with the reason that is nearest where none does.
+        ``failed`` where one that counts says so, whenever it was issued and with whichever reference: the same file, computed
+        in the same way, answered wrongly once. Else ``passed`` by the one issued last; ``none`` with the reason that is nearest
+        where none counts.
 
     Raises:
         BackendUnavailableError: a key is given and ``cryptography`` is not installed.
@@ -215,7 +217,7 @@ def state_of(
     counting: list[Certificate] = []
     for certificate in of_file:
         reasons = here.why_not(certificate)
-        if reference_sha256 not in (None, certificate.reference_sha256):
+        if certificate.verdict != FAILED and reference_sha256 not in (None, certificate.reference_sha256):
             reasons.append("the reference beside the model is not the one that the certificate was issued with")
         if key is not None and (why := _why_unaccepted(certificate, key)):
             reasons.append(why)
@@ -226,7 +228,7 @@ def state_of(
     if not counting:
         nearest = min(refusals, key=len)
         return CertificateState(NONE, "; ".join(nearest))
-    last = max(counting, key=lambda certificate: (certificate.date, certificate.verdict == FAILED))
+    last = max(counting, key=lambda certificate: (certificate.verdict == FAILED, certificate.date))
     reason = f"the certificate says that it failed: {'; '.join(last.problems)}" if last.verdict == FAILED else ""
     return CertificateState(last.verdict, reason, last)
 

@@ -31,6 +31,9 @@ REFERENCE_SUFFIX = ".reference"
 MOST_BYTES = 1 << 30
 """Largest file that is read: 600 photographs of 768 x 768 pixels, or 150 of float32."""
 MOST_OUTPUTS = 64
+LEAST_PHOTOGRAPHS = 8
+"""Different photographs that a certificate needs. Where none of 8 changed, up to 37 % could (Clopper-Pearson, 95 %): a net for a
+wrong file, no figure for a clinic; that is `parity` on hundreds."""
 REQUIRED_FACTS = ("checkpoint_sha256", "card_sha256")
 """What `ReplayReference.facts` must hold: SHA-256 as 64 hexadecimal digits; the card's is
 `fundus_rt.models.certificates.card_sha256`."""
@@ -54,6 +57,10 @@ class ReplayReference:
     author's own way."""
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON-ready: `REQUIRED_FACTS`, and what else is known of the original: versions, libraries. No names of photographs."""
+
+    def different_photographs(self) -> int:
+        """How many frames differ from each other."""
+        return len({sha256_of_bytes(np.ascontiguousarray(frame).tobytes()) for frame in self.frames})
 
     def problems(self) -> list[str]:
         """Every reason why this is not a reference; empty where it is one."""

@@ -61,6 +61,8 @@ class OutputAgreement:
     exclusive classes, or where both sides gave one and the same class to all, for which it is not defined."""
     changed: tuple[int, ...]
     """Indices of the photographs that were decided otherwise."""
+    decisions_met: int | None
+    """Different decisions among the reference's; None for a regression. With one, nothing is shown of any other."""
     worst: tuple[int, ...]
     """Indices of up to `WORST` photographs, the largest difference first."""
     tolerance: float
@@ -87,8 +89,9 @@ class OutputAgreement:
         kappa = "" if self.weighted_kappa is None else f", quadratic weighted kappa {self.weighted_kappa:.4f}"
         changed = self.beyond_tolerance if self.decisions_changed is None else self.decisions_changed
         what = f"beyond {self.tolerance:g} {self.unit}" if self.decisions_changed is None else "decisions changed"
+        alike = "; all were decided alike, so nothing is shown of another decision" if self.decisions_met == 1 else ""
         return (
-            f"{self.name}: {rate_in_words(changed, self.photographs, what)}{kappa}; difference in {self.unit}: mean "
+            f"{self.name}: {rate_in_words(changed, self.photographs, what)}{alike}{kappa}; difference in {self.unit}: mean "
             f"{self.mean:.2g}, 95th percentile {self.percentile_95:.2g}, largest {self.largest:.2g} (tolerance "
             f"{self.tolerance:g}; {self.largest_of_spread:.2g} of the answers' standard deviation {self.spread:.3g})"
         )
@@ -264,6 +267,7 @@ def _agreement(
         near_operating_point=int(np.count_nonzero(margins(reference, output)[finite] <= largest)) if decides else None,
         weighted_kappa=_weighted_kappa(reference[finite], found[finite], output),
         changed=changed,
+        decisions_met=len({before for before, _ in said}) if decides else None,
         worst=tuple(int(index) for index in np.argsort(-apart, kind="stable")[:WORST]),
         tolerance=limit,
         problems=tuple(problems),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fundus_rt.models import references
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.certificate_store import keep_certificate
@@ -80,7 +81,7 @@ def certify(
 
     Raises:
         UsageError: there is no reference, or another one beside the model; the key cannot be used.
-        CertificateError: no replay can prove anything with this backend, or the device changed under it.
+        CertificateError: no replay can prove anything with this backend or on so few photographs, or the device changed under it.
         ModelFileError: the reference is damaged, or of another model.
         FundusRtError: as `open_guarded`.
     """
@@ -96,6 +97,8 @@ def certify(
         if why := why_never_certified(session.backend, identity.precision, path):
             raise CertificateError(f"{path.name} is not certified: {why}")
         require_fitting(found, card)
+        if why := why_too_few(found.different_photographs()):
+            raise CertificateError(f"{path.name} is not certified: {why}")
         here, onnx_sha256 = binding_of(session.backend, card, identity, device), session.onnx_sha256 or identity.sha256
         replayed = replay(session, found, show)
         if identify_model(model, card) != identity:
@@ -157,6 +160,14 @@ def replay(
         for o in session.card.outputs
     )
     return Replay(first, tuple(found))
+
+
+def why_too_few(photographs: int) -> str:
+    """Why so many different photographs are no ground for a certificate; empty where they are."""
+    least = references.LEAST_PHOTOGRAPHS
+    if photographs >= least:
+        return ""
+    return f"a certificate needs {least} different photographs at least, got {photographs}; give `fundus-rt parity` more of them"
 
 
 def require_fitting(reference: ReplayReference, card: ModelCard) -> None:

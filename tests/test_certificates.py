@@ -134,15 +134,28 @@ class TestWhatCounts:
         assert certificate_state(engine, engine, here).verdict == "passed"
         assert certificate_path(engine).name == "joir-sex.parity.json"
 
-    def test_of_two_that_count_the_later_one(self, model: Path, cache: Path) -> None:
+    @pytest.mark.parametrize("date", ["2020-01-01T00:00:00Z", "2099-01-01T00:00:00Z"])
+    def test_of_two_that_count_the_failed_one_whatever_the_clock_said(self, model: Path, cache: Path, date: str) -> None:
         kept(model, CERTIFICATE)
         (cache / "certificates").mkdir(parents=True, mode=0o700)
         cache.chmod(0o700)
         elsewhere = cache / "certificates" / f"{HERE.file_sha256}.parity.json"
-        elsewhere.write_text(file_from_certificates([FAILED]))
+        failed = dataclasses.replace(FAILED, date=date, reference_sha256="ab" * 32)
+        elsewhere.write_text(file_from_certificates([failed]))
         assert verdict(model)[0] == "failed"
         (cache / "certificates").chmod(0o777)  # others could have put it there
         assert verdict(model)[0] == "passed"
+        (cache / "certificates").chmod(0o700)
+        other = dataclasses.replace(failed, version="1.0")
+        elsewhere.write_text(file_from_certificates([failed, other]))
+        kept(model, CERTIFICATE)  # a new replay takes the place of both
+        assert verdict(model)[0] == "passed"
+        assert certificates_from_file(elsewhere) == ([other], [])
+
+    def test_a_failure_counts_with_any_reference(self, model: Path) -> None:
+        model.with_suffix(".reference").write_bytes(b"another one since")
+        kept(model, FAILED)
+        assert verdict(model)[0] == "failed"
 
 
 class TestChangedBytes:

@@ -267,6 +267,16 @@ class TestReplay:
             certify(model)
         assert not certificate_path(model).exists()
 
+    def test_too_few_photographs_certify_nothing(self, model: Path, tiny_sex: Path) -> None:
+        """Copies of one photograph are one."""
+        reference = sex_reference(tiny_sex)
+        rows = np.array([0, 1, 2, 3, 4, 5, 6, 6, 6])
+        few = dataclasses.replace(reference, frames=reference.frames[rows], answers={"sex": reference.answers["sex"][rows]})
+        write_reference(reference_path(model), few)
+        with pytest.raises(CertificateError, match="needs 8 different photographs at least, got 7"):
+            certify(model)
+        assert not certificate_path(model).exists()
+
     def test_another_reference_than_the_one_beside_the_model(self, model: Path, tmp_path: Path, tiny_sex: Path) -> None:
         other = tmp_path / "other.reference"
         other.write_bytes(reference_path(model).read_bytes())

@@ -20,6 +20,7 @@ from PIL import Image
 from fundus_rt.benchmarks import make_torch
 from fundus_rt.benchmarks.conversion_case import IMAGENET
 from fundus_rt.converters.shipping import embed_card
+from fundus_rt.models import references
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import UsageError
 from fundus_rt.models.references import read_reference
@@ -110,6 +111,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three photographs make a certificate here, for the sake of time."""
+    monkeypatch.setattr(references, "LEAST_PHOTOGRAPHS", 3)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, bench: Bench) -> Path:
     """One cache for the module, of its own."""
     folder = bench.folder / "cache"
@@ -195,6 +202,16 @@ def test_the_reference_holds_our_frames_and_the_originals_answers(bench: Bench, 
     assert not any(Path(name).stem in json.dumps(certificate) for name in PHOTOGRAPHS)
 
 
+def test_too_few_photographs_make_no_certificate(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("FUNDUS_RT_CACHE", str(bench.folder / "cache"))
+    file = Path(shutil.copy(bench.file("right"), tmp_path / "right.onnx"))
+    done = parity(bench, file)
+    assert done.exit_code == 0, done.output
+    assert "no certificate: a certificate needs 8 different photographs at least, got 5" in done.stdout
+    assert not (tmp_path / "right.reference").exists() and not (tmp_path / "right.parity.json").exists()
+
+
 def test_no_reference_where_none_is_wanted(bench: Bench, tmp_path: Path) -> None:
     file = Path(shutil.copy(bench.file("right"), tmp_path / "right.onnx"))
     done = parity(bench, file, "--no-reference")
@@ -226,6 +243,13 @@ def test_red_and_blue_exchanged_are_found(bench: Bench) -> None:
     assert done.exit_code == 1, done.output
     assert "color_order is 'BGR', the author's is 'RGB'" in done.stdout
     assert "as if red and blue were swapped" in done.stdout
+
+
+def test_the_search_for_an_explanation_can_be_left_out(bench: Bench) -> None:
+    file = bench.converted("colours", color_order="BGR")
+    done = parity(bench, file, "--card", bench.stated("author", bench.card), "--no-explanation")
+    assert done.exit_code == 1, done.output
+    assert "FAILED: " in done.stdout and "as if red and blue were swapped" not in done.stdout
 
 
 def test_a_left_eye_that_is_not_mirrored_is_found(bench: Bench, tmp_path: Path) -> None:

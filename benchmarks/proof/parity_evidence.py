@@ -49,6 +49,8 @@ class EvidenceOptions:
     """Photographs that are looked at stage by stage; 0: none."""
     locate: bool = False
     """Look for the first wrong node where the graph is at fault."""
+    explain: bool = True
+    """Try which single mistake would give the answers of a file that fails; the original answers ten photographs for each."""
     reference_photographs: int = 32
     """Photographs in the reference; 0: no reference and no certificate."""
 
@@ -155,10 +157,11 @@ def _explain(parity: Parity, found: Evidence, options: EvidenceOptions, onnx_fil
 
     rows = _window(parity)
     cases = [_case_of(row) for row in rows]
-    ours = _numbers(rows, "ours", parity)
-    with feedback.step("Trying which single mistake would explain the answers"):
-        photographs = [photograph_of(case, parity.original.card) for case in cases]
-        found.explained = explanations(parity.original, photographs, ours, _numbers(rows, "original", parity))
+    if options.explain:
+        with feedback.step("Trying which single mistake would explain the answers"):
+            photographs = [photograph_of(case, parity.original.card) for case in cases]
+            numbers = (_numbers(rows, side, parity) for side in ("ours", "original"))
+            found.explained = explanations(parity.original, photographs, *numbers)
     blamed = found.split.blamed() if found.split else ()
     if options.locate and onnx_file is not None and set(blamed) & set(GRAPH_STAGES):
         from fundus_rt.benchmarks.proof.graph_runs import has_half
@@ -197,13 +200,15 @@ def _numbers(rows: Sequence[Row], side: str, parity: Parity) -> dict[str, np.nda
 def _certify(parity: Parity, found: Evidence, options: EvidenceOptions, feedback: Feedback) -> None:
     """Write the reference beside the file, and certify this way to compute with it."""
     from fundus_rt.benchmarks.proof.parity_figures import chosen
-    from fundus_rt.runtime.certify import certify
+    from fundus_rt.runtime.certify import certify, why_too_few
 
     path = Path(parity.call.file)
     if not path.suffix:
         found.not_issued = f"{parity.call.file} is part of the package: no reference is written beside it"
     elif not options.reference_photographs:
         found.not_issued = "no reference was asked for"
+    else:
+        found.not_issued = why_too_few(min(len(parity.answered.offsets), options.reference_photographs))
     if found.not_issued:
         return
     indices = chosen(parity.figures, len(parity.answered.offsets), options.reference_photographs)

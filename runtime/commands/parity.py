@@ -27,6 +27,7 @@ import click
 @click.option("--stages", type=click.IntRange(0), default=8, show_default=True, metavar="N",
               help="Photographs to look at stage by stage.")  # fmt: skip
 @click.option("--locate", is_flag=True, help="On failure, find the first node of the graph that is wrong.")
+@click.option("--no-explanation", is_flag=True, help="On failure, do not try which single mistake would give FILE's answers.")
 @click.option("--no-reference", is_flag=True, help="Write no reference and no certificate beside FILE.")
 @click.option("--reference-photographs", type=click.IntRange(1), default=32, show_default=True, metavar="N",
               help="Photographs in the reference at most.")  # fmt: skip
@@ -49,6 +50,7 @@ def parity(
     resume: bool,
     stages: int,
     locate: bool,
+    no_explanation: bool,
     no_reference: bool,
     reference_photographs: int,
     architecture: str | None,
@@ -84,7 +86,8 @@ def parity(
         how = "with --resume it is gone on" if report else "with --report DIR and --resume it could be gone on"
         raise click.ClickException(f"interrupted; every finished row was written, {how}") from None
     try:
-        more = evidence(found, EvidenceOptions(stages, locate, 0 if no_reference else reference_photographs), feedback)
+        options = EvidenceOptions(stages, locate, not no_explanation, 0 if no_reference else reference_photographs)
+        more = evidence(found, options, feedback)
         for line in lines(found, more):
             click.echo(line)
         if report is not None:
