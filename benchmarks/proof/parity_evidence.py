@@ -160,8 +160,8 @@ def _explain(parity: Parity, found: Evidence, options: EvidenceOptions, onnx_fil
     if options.explain:
         with feedback.step("Trying which single mistake would explain the answers"):
             photographs = [photograph_of(case, parity.original.card) for case in cases]
-            numbers = (_numbers(rows, side, parity) for side in ("ours", "original"))
-            found.explained = explanations(parity.original, photographs, *numbers)
+            ours, right = _numbers(rows, "ours", parity), _numbers(rows, "original", parity)
+            found.explained = explanations(parity.original, photographs, ours, right)
     blamed = found.split.blamed() if found.split else ()
     if options.locate and onnx_file is not None and set(blamed) & set(GRAPH_STAGES):
         from fundus_rt.benchmarks.proof.graph_runs import has_half
