@@ -26,7 +26,7 @@ PASSED, FAILED, NONE = "passed", "failed", "none"
 MOST_BYTES = 1 << 23
 """Largest file that is read."""
 
-BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+BACKEND_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _UNDESCRIBED = ("provenance", "canary")
 """Parts of a card that differ between two files of one model and decide no answer."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.certificate_store import certificate_state
-from fundus_rt.models.certificates import NONE, PASSED, Binding, CertificateState, card_sha256
+from fundus_rt.models.certificates import BACKEND_NAMES, NONE, PASSED, Binding, CertificateState, card_sha256
 from fundus_rt.models.errors import BackendUnavailableError, CertificateError, StoppedError
 from fundus_rt.models.half_weights import holds_half_weights
 from fundus_rt.models.signatures import KEY_VARIABLE, PublicKey, read_public_key
@@ -167,13 +167,14 @@ def checkpoint_sha256(card: ModelCard) -> str:
 def why_never_certified(backend: BackendInfo, precision: str, model: Path) -> str:
     """Why a replay can prove nothing with this backend; empty where it can.
 
-    ONNX Runtime's CPU provider puts casts around most operators of float16 and computes them in float32, so what it answers
-    says nothing of half precision.
+    ONNX Runtime's CPU provider puts casts around most operators of float16 and computes them in float32, and OpenVINO is told to
+    compute in float32, so what they answer says nothing of half precision.
     """
-    if backend.name != "onnxruntime" or backend.device != "cpu":
+    if backend.device != "cpu":
         return ""
     if "16" in precision or (model.suffix == ".onnx" and holds_half_weights(model)):
-        return "ONNX Runtime computes half precision on a CPU in float32, so only a GPU can certify this file"
+        name = BACKEND_NAMES.get(backend.name, backend.name)
+        return f"{name} computes half precision on a CPU in float32, so only a GPU can certify this file"
     return ""
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
-from fundus_rt.models.errors import BackendUnavailableError, CardError, ModelFileError
+from fundus_rt.models.card import ModelCard
+from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 from fundus_rt.runtime.answers import checked_answers
+from fundus_rt.runtime.graph_contract import card_of, require_contract
 from fundus_rt.runtime.onnx_providers import (
     CPU,
     PROFILE,
@@ -62,8 +63,11 @@ class OnnxRuntimeSession:
                 f"{path.name} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error, path)}); "
                 "expected an .onnx file written by `fundus-rt convert`"
             ) from error
-        self.card: ModelCard = _card_of(self._session, path)
-        _require_contract(self._session, self.card, path)
+        self.card: ModelCard = card_of(self._session.get_modelmeta().custom_metadata_map, path)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        require_contract(
+            self.card, {i.name: (_TYPES.get(i.type, i.type), i.shape) for i in inputs}, {o.name: o.shape for o in outputs}, path
+        )
         self.settings = provider_settings(self.provider, index, self.card)
         self.warnings = forbid_tf32(self.provider)
         self._most = PROFILE.batch[2] if self.provider in (PROVIDERS["tensorrt"], PROVIDERS["tensorrt-rtx"]) else None
@@ -117,47 +121,6 @@ def import_onnxruntime() -> Any:
             f"{reinstall_command(onnxruntime_wheels())}, or 'fundus-rt[cpu]' without a GPU"
         )
     return onnxruntime
-
-
-def _card_of(session: Any, path: Path) -> ModelCard:
-    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-    if text is None:
-        raise ModelFileError(
-            f"{path.name} carries no model card ({CARD_KEY}): it was not written by this package. "
-            "Convert the original checkpoint with `fundus-rt convert CHECKPOINT --card NAME`."
-        )
-    try:
-        return card_from_json(text, origin=f"the card in {path.name}")
-    except CardError as error:
-        raise ModelFileError(str(error)) from error
-
-
-def _require_contract(session: Any, card: ModelCard, path: Path) -> None:
-    problems = []
-    inputs = {i.name: i for i in session.get_inputs()}
-    outputs = {o.name: o for o in session.get_outputs()}
-    height, width = card.preprocessing.input_size
-    if list(inputs) != ["frames"]:
-        problems.append(f"inputs are {sorted(inputs)}, expected one named 'frames'")
-    else:
-        frames = inputs["frames"]
-        if _TYPES.get(frames.type) != card.preprocessing.input_dtype:
-            problems.append(f"input is {frames.type}, the card says {card.preprocessing.input_dtype}")
-        if isinstance(frames.shape[0], int):
-            problems.append(f"the batch size is fixed to {frames.shape[0]}, expected any")
-        if list(frames.shape[1:]) != [height, width, 3]:
-            problems.append(f"input is {frames.shape}, the card says [N, {height}, {width}, 3]")
-    wanted = [*(output.name for output in card.outputs), "receipt"]
-    problems += [f"output {name!r} is missing" for name in wanted if name not in outputs]
-    for output in card.outputs:
-        shape = outputs[output.name].shape if output.name in outputs else [output.columns]
-        if shape[-1] != output.columns:
-            problems.append(f"output {output.name!r} has shape {shape}, the card says {output.columns} columns")
-        if output.activation is None:
-            problems.append(f"the card does not say which activation output {output.name!r} still needs")
-    if problems:
-        listing = "\n".join(f"  - {p}" for p in problems)
-        raise ModelFileError(f"{path.name}: graph and card disagree; convert the checkpoint again:\n{listing}")
 
 
 def _first_line(error: Exception, path: Path) -> str:

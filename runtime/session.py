@@ -15,7 +15,7 @@ from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 from fundus_rt.models.registry import bundled_file, load_card
 
-BACKENDS = ("onnxruntime", "tensorrt")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 
 ENGINE_SUFFIX = ".engine"
 Box = tuple[int, int, int, int]
@@ -128,7 +128,7 @@ def open_session(
     Args:
         model: a card's name whose weights the package ships, an ``.onnx`` file written by this package, or an ``.engine`` built
             from one.
-        backend: ``onnxruntime`` or ``tensorrt``.
+        backend: ``onnxruntime``, ``openvino`` (processors only) or ``tensorrt``.
         device: ``cpu`` or ``cuda:N``.
         threads: threads that one `Session.run` may use on a CPU; None for all cores that this process may use.
         provider: of ONNX Runtime, see `fundus_rt.runtime.onnx_session.OnnxRuntimeSession`.
@@ -141,14 +141,18 @@ def open_session(
     if backend not in BACKENDS:
         raise BackendUnavailableError(f"backend {backend!r} is not known, expected one of {', '.join(BACKENDS)}")
     path = resolve_model(model)
+    if backend != "onnxruntime" and provider != "auto":
+        raise BackendUnavailableError(f"the provider {provider!r} is ONNX Runtime's; say --backend onnxruntime with it")
     if backend == "tensorrt":
-        if provider != "auto":
-            raise BackendUnavailableError(f"the provider {provider!r} is ONNX Runtime's; say --backend onnxruntime with it")
         from fundus_rt.runtime.nvidia.tensorrt_session import TensorRTSession
 
         return TensorRTSession(path, device=device)
     if path.suffix == ENGINE_SUFFIX:
         raise BackendUnavailableError(f"{path.name} is a TensorRT engine; open it with --backend tensorrt --device cuda:0")
+    if backend == "openvino":
+        from fundus_rt.runtime.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(path, device, threads or usable_cores())
     from fundus_rt.runtime.onnx_session import OnnxRuntimeSession
 
     return OnnxRuntimeSession(path, device=device, threads=threads or usable_cores(), provider=provider)

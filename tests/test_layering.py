@@ -28,7 +28,7 @@ INSIDE_FUNCTIONS = {
     "models": {"filelock", "cryptography"},
     "converters": {"tensorrt", "onnx", "onnxruntime", "torch", "timm", "torchvision", "transformers", "safetensors", "cv2", "PIL"}
     | {"tensorflow", "tf_keras", "keras", "tf2onnx", "h5py"},
-    "runtime": {"onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "filelock", "rich", "pydicom", "cryptography"},
+    "runtime": {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda", "filelock", "rich", "pydicom", "cryptography"},
 }
 HEAVY = {"torch", "tensorflow", "tf_keras", "keras", "onnx", "timm", "tf2onnx", "torchvision", "h5py", "transformers"}
 

@@ -14,7 +14,7 @@ def backend_and_device(command: Command) -> Command:
     """Add ``--backend`` and ``--device``."""
     command = click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N")(command)
     return click.option(
-        "--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True
+        "--backend", type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]), default="auto", show_default=True
     )(command)  # fmt: skip
 
 

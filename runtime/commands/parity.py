@@ -18,8 +18,9 @@ import click
 @click.option("--images", metavar="PATH", multiple=True, help="Photographs.  [default: the package's examples]")
 @click.option("--list", "list_file", metavar="FILE.csv", help="Photographs in a column `file`; `eye` is used where it is there.")
 @click.option(
-    "--backend", type=click.Choice(["auto", "onnxruntime", "tensorrt"]), default="auto", show_default=True, help="What runs FILE."
-)
+    "--backend", type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]), default="auto", show_default=True,
+    help="What runs FILE.",
+)  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda:N", help="Where FILE is computed.")
 @click.option("--provider", default="auto", show_default=True, metavar="NAME", help="Of ONNX Runtime, as in `infer`.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder for the report.")

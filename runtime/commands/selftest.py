@@ -101,7 +101,7 @@ def _engine(model: str, backend: str, device: str) -> Outcome:
     from fundus_rt.runtime.pipeline import ACQUISITION
     from fundus_rt.runtime.session import ENGINE_SUFFIX, cuda_index, resolve_model
 
-    if device == "cpu" or backend == "onnxruntime":
+    if device == "cpu" or backend in ("onnxruntime", "openvino"):
         raise SkipStep("no engine is needed: TensorRT was not asked for (--backend tensorrt --device cuda:0)")
     path = resolve_model(model)
     if path.suffix == ENGINE_SUFFIX:

@@ -35,7 +35,7 @@ MOST_PIXELS_MOVED = 2
 RESIZED = (((389, 517), (224, 224)), ((97, 131), (224, 224)))
 """Test pictures' heights and widths before and after the resize; the factors are not whole."""
 PACKAGES = (
-    "fundus-rt", "numpy", "Pillow", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu",
+    "fundus-rt", "numpy", "Pillow", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu", "openvino",
     "onnxruntime-ep-nv-tensorrt-rtx-cu13", "tensorrt", "tensorrt-cu12", "tensorrt-cu13", "cuda-python", "cuda-bindings",
 )  # fmt: skip
 
