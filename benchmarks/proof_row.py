@@ -17,6 +17,8 @@ from fundus_rt.models.artifacts import atomic_path, sha256_of_file
 COMMAND = [sys.executable, "-c", "from fundus_rt.runtime.cli import main; main()"]
 """The command line in a process of its own: its seconds and peak memory are those of a user."""
 MODULE = [sys.executable, "-m"]
+BACKENDS = ("onnxruntime", "openvino")
+"""Of a processor, the first one first: it has the original's answers."""
 PRECISIONS = ("fp32", "fp16", "int8")
 ROWS = "photographs.jsonl"
 """What a proof keeps of each photograph, in the folder of its report."""
@@ -24,11 +26,12 @@ LOOKED_AT = 24
 """Photographs that are looked at stage by stage."""
 
 
-def row_of(grader: Grader, precision: str, lists: Mapping[str, Path], work: Path) -> dict[str, Any]:
+def row_of(grader: Grader, backend: str, precision: str, lists: Mapping[str, Path], work: Path) -> dict[str, Any]:
     """Make and measure one row.
 
     Args:
         grader: the network.
+        backend: one of `BACKENDS`; the lower precisions are those of ``onnxruntime``.
         precision: one of `PRECISIONS`. The float32 file goes through ``fundus-rt parity``; the others are held against the
             answers that this one has from the original, see `fundus_rt.benchmarks.proof_answers`.
         lists: CSV files with a ``file`` column: all photographs, those held out and those for calibration.
@@ -40,15 +43,15 @@ def row_of(grader: Grader, precision: str, lists: Mapping[str, Path], work: Path
     row: dict[str, Any] = {
         "network": grader.name,
         "checkpoint_sha256": grader.sha256,
-        "backend": "onnxruntime",
+        "backend": backend,
         "provider": "CPU",
         "precision": precision,
         "emulated": precision == "fp16",
     }
     try:
         target, made = shipped_file(grader, precision, lists, work)
-        report = work / "reports" / grader.name
-        proof = _proved(grader, target, lists[ALL], report) if precision == "fp32" else {}
+        report = work / "reports" / (grader.name if backend == BACKENDS[0] else f"{grader.name}-{backend}")
+        proof = _proved(grader, backend, target, lists[ALL], report) if precision == "fp32" else {}
         if not (report / ROWS).exists():
             raise RuntimeError("the float32 file comes first: its proof has the original's answers")
         return row | {"made": made, **proof, **compared(target, report / ROWS, lists[HELD_OUT])}
@@ -82,10 +85,10 @@ def shipped_file(grader: Grader, precision: str, lists: Mapping[str, Path], work
     return target, made
 
 
-def _proved(grader: Grader, target: Path, photographs: Path, report: Path) -> dict[str, Any]:
+def _proved(grader: Grader, backend: str, target: Path, photographs: Path, report: Path) -> dict[str, Any]:
     """What ``fundus-rt parity`` says of a file and what it took; its rows and its report lie in the folder `report`."""
     words = [*COMMAND, "parity", str(grader.checkpoint), str(target), "--card", str(grader.card), "--list", str(photographs)]
-    words += ["--report", str(report), "--stages", str(LOOKED_AT), "--no-reference"]
+    words += ["--report", str(report), "--backend", backend, "--stages", str(LOOKED_AT), "--no-reference"]
     log = report.with_suffix(".txt")
     report.mkdir(parents=True, exist_ok=True)
     for old in ("report.json", ROWS):

@@ -27,8 +27,9 @@ from typing import Any
 from fundus_rt.benchmarks.environment import environment, label
 from fundus_rt.benchmarks.proof_answers import ALL, HELD_OUT
 from fundus_rt.benchmarks.proof_case import graders_of, write_lists
-from fundus_rt.benchmarks.proof_row import PRECISIONS, row_of
+from fundus_rt.benchmarks.proof_row import BACKENDS, PRECISIONS, row_of
 from fundus_rt.models.artifacts import atomic_path
+from fundus_rt.models.certificates import BACKEND_NAMES
 from fundus_rt.models.errors import UsageError
 from fundus_rt.runtime.exact_bounds import rate_in_words
 
@@ -72,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lists = write_lists(options.graders, options.photographs, work / "lists")
     done = []
     for grader in graders_of(options.graders, options.only):
-        for precision in options.precisions.split(","):
-            key = (grader.name, "onnxruntime", precision)
+        for backend, precision in _ways(options):
+            key = (grader.name, backend, precision)
             row = rows.get(key)
             if row is None or "error" in row or row["checkpoint_sha256"] != grader.sha256:
-                sys.stderr.write(f"{grader.name} {precision}\n")
-                rows[key] = row = row_of(grader, precision, lists, work) | {"trained": _trained(grader.trained)} | stamp
+                sys.stderr.write(f"{grader.name} {backend} {precision}\n")
+                rows[key] = row = row_of(grader, backend, precision, lists, work) | {"trained": _trained(grader.trained)} | stamp
                 _keep(path, {"rows": list(rows.values())})
             done.append(row)
     sys.stdout.write(markdown(done))
@@ -121,7 +122,7 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def _backend(row: Row) -> str:
-    return "ONNX Runtime CPU, emulated" if row["emulated"] else "ONNX Runtime CPU"
+    return f"{BACKEND_NAMES[row['backend']]} CPU{', emulated' if row['emulated'] else ''}"
 
 
 def _changed(figures: Row) -> str:
@@ -148,9 +149,10 @@ def _where_from(row: Row) -> str:
 
 def _cost(row: Row) -> str:
     """What a proof cost that asked the original framework about every photograph."""
+    count = row["sets"][ALL]["photographs"]
     return (
-        f"- `fundus-rt parity` of {row['network']} on {row['sets'][ALL]['photographs']} different photographs, no answer "
-        f"kept from before: {row['seconds']:.0f} s, {row['peak_mb'] / 1e3:.1f} GB at most."
+        f"- `fundus-rt parity` of {row['network']} with {_backend(row)} on {count} different photographs, no answer kept from "
+        f"before: {row['seconds']:.0f} s, {row['peak_mb'] / 1e3:.1f} GB at most."
     )
 
 
@@ -169,6 +171,12 @@ def _trained(figures: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _ways(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Backend and precision of each row of a network: every backend in float32, the first one in the lower precisions."""
+    backends, precisions = options.backends.split(","), options.precisions.split(",")
+    return [(backend, p) for p in precisions for backend in (backends if p == "fp32" else backends[:1])]
+
+
 def _key(row: Row) -> tuple[str, ...]:
     return (row["network"], row["backend"], row["precision"])
 
@@ -185,6 +193,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="folder with the photographs that were trained on")
     parser.add_argument("--only", default="", metavar="TEXT", help="networks with this in their name")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), metavar="A,B", help="[default: %(default)s]")
+    parser.add_argument("--backends", default=",".join(BACKENDS), metavar="A,B", help="[default: %(default)s]")
     parser.add_argument("--work", type=Path, metavar="DIR", help="converted files and reports  [default: GRADERS/proofs]")
     parser.add_argument("--record", type=Path, metavar="FILE.json", help="the record  [default: in benchmarks/results]")
     parser.add_argument("--markdown", action="store_true", help="print the table from the record, measure nothing")

@@ -64,7 +64,18 @@ def graders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def proved(graders: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of files and reports, and the record, after the command ran in float32."""
     record = graders / "record.json"
-    words = ["--graders", str(graders), "--photographs", str(EXAMPLES), "--record", str(record), "--precisions", "fp32"]
+    words = [
+        "--graders",
+        str(graders),
+        "--photographs",
+        str(EXAMPLES),
+        "--record",
+        str(record),
+        "--precisions",
+        "fp32",
+        "--backends",
+        "onnxruntime",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY / ".typing"))
         patch.setenv("FUNDUS_RT_CACHE", str(graders / "other"))  # the command sets its own, which is undone here
@@ -175,6 +186,7 @@ def test_the_table_says_what_changed_what_failed_and_what_was_not_run() -> None:
     rows = [
         row("b", "fp32", kept_from_before=0),
         row("a", "fp32", shares=shares),
+        row("a", "fp32", 1, backend="openvino", shares=shares),
         broken,
         row("a", "int8", lower_precision_share=1.0, refused="it does not give its known answers"),
         {key: value for key, value in row("b", "int8").items() if key != "sets"} | {"error": "it began\nit broke"},
@@ -188,9 +200,10 @@ def test_the_table_says_what_changed_what_failed_and_what_was_not_run() -> None:
     assert "| not finite | not finite | - | 50.0 % lower precision | - | - |" in text
     assert "| b | ONNX Runtime CPU | int8 | it broke |" in text
     assert "| 1.0000 | rounding | 12 |" in text
+    assert "| a | OpenVINO CPU | fp32 | 1 of 90 changed: between" in text
     assert text.count("not yet run") == 4
     assert "- a, 96 px: kappa 0.3" in text
-    assert "`fundus-rt parity` of b on 413 different photographs" in text
+    assert "`fundus-rt parity` of b with ONNX Runtime CPU on 413 different photographs" in text
     assert "`fundus-rt parity` of a " not in text
     assert "does not open a int8: it does not give" in text
 
