@@ -85,7 +85,11 @@ IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu'"
 """The project's own options for pytest but for those that need pytest-xdist, which is not in that environment."""
 
 
-@pytest.mark.parametrize("version", sorted(SETS))
+QUICK = {"3.10", "3.13"}
+"""The oldest and the newest; those between are tried with the full-size networks."""
+
+
+@pytest.mark.parametrize("version", [v if v in QUICK else pytest.param(v, marks=pytest.mark.full) for v in sorted(SETS)])
 def test_same_files_same_answers(version: str, tmp_path: Path, examples: Path) -> None:
     python = environment_of(version, tmp_path / "venv")
     here, there = answers(sys.executable, examples), answers(python, examples)
