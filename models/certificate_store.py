@@ -75,12 +75,38 @@ def certificate_state(model_file: Path, computed_file: Path, here: Binding, key:
     return state
 
 
-def keep_certificate(computed_file: Path, certificate: Certificate, say: Callable[[str], None]) -> Path:
+def files_seen(model_file: Path, computed_file: Path, file_sha256: str) -> tuple[object, ...]:
+    """What changes when a certificate or the reference does: a few looks into folders, microseconds each.
+
+    Args:
+        model_file, computed_file: as `certificate_state`.
+        file_sha256: of the computed file.
+    """
+    folders = cache_folders("certificates")
+    places = [reference_path(model_file), certificate_path(computed_file)]
+    places += [folder / f"{file_sha256}{CERTIFICATE_SUFFIX}" for folder in folders]
+    found: list[object] = []
+    for place in (*places, *folders):
+        try:
+            about = os.stat(place)
+        except OSError:
+            found.append(None)
+            continue
+        is_folder = place in folders
+        found.append((about.st_mode, about.st_uid) if is_folder else (about.st_ino, about.st_size, about.st_mtime_ns))
+    return tuple(found)
+
+
+def keep_certificate(computed_file: Path, certificate: Certificate, say: Callable[[str], None], withdraw: bool = False) -> Path:
     """Write a certificate beside the file that it is of, in the place of an earlier one for the same way to compute.
+
+    A failure that was found with another reference stays beside it and goes on counting, unless it is withdrawn; so does a signed
+    certificate beside an unsigned one.
 
     Args:
         computed_file: the ``.onnx`` or ``.engine`` file.
         certificate: what is kept.
+        withdraw: that it passed withdraws earlier failures with other references too: `fundus-rt parity` asked the original anew.
         say: told in full sentences where else it goes, and of a damaged file that is replaced.
 
     Returns:
@@ -94,13 +120,13 @@ def keep_certificate(computed_file: Path, certificate: Certificate, say: Callabl
     why = _why_elsewhere(path)
     if not why:
         try:
-            _add(path, certificate, say)
-            _drop_elsewhere(computed_file, certificate, path)
+            _add(path, certificate, say, withdraw)
+            _drop_elsewhere(computed_file, certificate, path, withdraw)
             return path
         except PermissionError as error:
             why = f"{path.parent} cannot be written ({error.strerror})"
     elsewhere = trusted_writable_folder(cache_folders("certificates"), say) / f"{certificate.file_sha256}{CERTIFICATE_SUFFIX}"
-    _add(elsewhere, certificate, say)
+    _add(elsewhere, certificate, say, withdraw)
     say(f"{why}: the certificate is kept in {elsewhere.parent}, where this user's calls find it")
     if certificate.verdict == PASSED and any(one.same_binding(certificate) and one.verdict == FAILED for one in _read(path)):
         say(f"{path.name} beside the model says of the same that it failed, and goes on counting until it is removed there")
@@ -123,26 +149,36 @@ def _why_elsewhere(path: Path) -> str:
     return "" if os.access(path.parent, os.W_OK | os.X_OK) else f"{path.parent} cannot be written"
 
 
-def _add(path: Path, certificate: Certificate, say: Callable[[str], None]) -> None:
+def _add(path: Path, certificate: Certificate, say: Callable[[str], None], withdraw: bool) -> None:
     with _locked(path):
         for other in path.parent.iterdir():  # what a killed process left
             if other.name.startswith(f".{path.name}.") and other.suffix == ".json":
                 other.unlink(missing_ok=True)
-        kept = [earlier for earlier in _earlier(path, say) if not earlier.same_binding(certificate)]
+        kept = [earlier for earlier in _earlier(path, say) if not _replaces(certificate, earlier, withdraw)]
+        if any(one.verdict == FAILED and one.same_binding(certificate) for one in kept) and certificate.verdict == PASSED:
+            say(f"{path.name} holds a failure of the same with another reference, which goes on counting until parity passes")
         text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path) -> None:
+def _replaces(certificate: Certificate, earlier: Certificate, withdraw: bool) -> bool:
+    """Whether a new certificate takes the place of an earlier one."""
+    if not earlier.same_binding(certificate) or (earlier.signature is not None and certificate.signature is None):
+        return False
+    other_failure = earlier.verdict == FAILED and earlier.reference_sha256 != certificate.reference_sha256
+    return withdraw or not other_failure or certificate.verdict == FAILED
+
+
+def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path, withdraw: bool) -> None:
     """Take what an earlier call kept of the same way to compute out of the cache, where this user may write."""
     for path in _places(computed_file, certificate.file_sha256):
         found = _read(path) if path != written else []
-        left = [one for one in found if not one.same_binding(certificate)]
+        left = [one for one in found if not _replaces(certificate, one, withdraw)]
         if len(left) == len(found):
             continue
         with contextlib.suppress(OSError), _locked(path), atomic_path(path) as temporary:
-            left = [one for one in _read(path) if not one.same_binding(certificate)]
+            left = [one for one in _read(path) if not _replaces(certificate, one, withdraw)]
             temporary.write_text(file_from_certificates(left), encoding="utf-8", newline="\n")
 
 

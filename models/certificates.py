@@ -200,7 +200,7 @@ def state_of(
         certificates: those that were found.
         here: what computes.
         reference_sha256: of the reference beside the model; None where none lies there.
-        key: accept only what was signed with it; None accepts unsigned certificates too.
+        key: accept only what was signed with it; None accepts unsigned certificates too. A failure counts unsigned.
 
     Returns:
         ``failed`` where one that counts says so, whenever it was issued and with whichever reference: the same file, computed
@@ -219,7 +219,7 @@ def state_of(
         reasons = here.why_not(certificate)
         if certificate.verdict != FAILED and reference_sha256 not in (None, certificate.reference_sha256):
             reasons.append("the reference beside the model is not the one that the certificate was issued with")
-        if key is not None and (why := _why_unaccepted(certificate, key)):
+        if key is not None and certificate.verdict != FAILED and (why := _why_unaccepted(certificate, key)):
             reasons.append(why)
         if reasons:
             refusals.append(reasons)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.certificate_store import certificate_state
+from fundus_rt.models.certificate_store import certificate_state, files_seen
 from fundus_rt.models.certificates import BACKEND_NAMES, NONE, PASSED, Binding, CertificateState, card_sha256
 from fundus_rt.models.errors import BackendUnavailableError, CertificateError, StoppedError
-from fundus_rt.models.half_weights import holds_half_weights
+from fundus_rt.models.onnx_scan import holds_half_precision
 from fundus_rt.models.signatures import KEY_VARIABLE, PublicKey, read_public_key
 from fundus_rt.runtime.agreement import margins, values_in_unit
 from fundus_rt.runtime.device_kind import device_kind
@@ -27,7 +27,8 @@ UNSTABLE = "not stable across hardware"
 
 
 class Certification:
-    """What is known of a model on whatever computes it. Looked up once for each backend that comes to compute; thread-safe."""
+    """What is known of a model on whatever computes it; thread-safe. Looked up for each backend that comes to compute, and again
+    when a file of certificates or the reference beside the model changes."""
 
     def __init__(
         self, model: Path, identity: ModelIdentity, card: ModelCard, device: str, engine: Path | None, key: PublicKey | None
@@ -49,6 +50,7 @@ class Certification:
         self.required = False
         """Answer only while the certificate of what computes says ``passed``."""
         self._known: dict[BackendInfo, tuple[CertificateState, dict[str, float]]] = {}
+        self._seen: tuple[object, ...] = ()
 
     def state(self, backend: BackendInfo) -> CertificateState:
         """The certificate of what computes.
@@ -105,10 +107,18 @@ class Certification:
         return found
 
     def _of(self, backend: BackendInfo) -> tuple[CertificateState, dict[str, float]]:
-        if backend not in self._known:
+        seen = files_seen(self._model, self._computed(backend), backend.engine_sha256 or self._identity.sha256)
+        if seen != self._seen:  # issued, withdrawn or damaged since
+            self._known, self._seen = {}, seen
+        known = self._known.get(backend)
+        if known is None:
             state = self._looked_up(backend)
-            self._known[backend] = state, largest_differences(self._card, state)
-        return self._known[backend]
+            self._known[backend] = known = state, largest_differences(self._card, state)
+        return known
+
+    def _computed(self, backend: BackendInfo) -> Path:
+        """The file that a backend computes from."""
+        return self._engine if backend.engine_sha256 and self._engine is not None else self._model
 
     def _looked_up(self, backend: BackendInfo) -> CertificateState:
         if why := why_never_certified(backend, self._identity.precision, self._model):
@@ -117,8 +127,7 @@ class Certification:
             here = binding_of(backend, self._card, self._identity, self._device)
         except BackendUnavailableError as error:
             return CertificateState(NONE, f"it cannot be told what kind of device this is ({error})")
-        computed = self._engine if backend.engine_sha256 and self._engine is not None else self._model
-        return certificate_state(self._model, computed, here, self._key)
+        return certificate_state(self._model, self._computed(backend), here, self._key)
 
 
 def accepted_key(key_file: str | Path | None) -> PublicKey | None:
@@ -172,7 +181,7 @@ def why_never_certified(backend: BackendInfo, precision: str, model: Path) -> st
     """
     if backend.device != "cpu":
         return ""
-    if "16" in precision or (model.suffix == ".onnx" and holds_half_weights(model)):
+    if "16" in precision or (model.suffix == ".onnx" and holds_half_precision(model)):
         name = BACKEND_NAMES.get(backend.name, backend.name)
         return f"{name} computes half precision on a CPU in float32, so only a GPU can certify this file"
     return ""

@@ -64,6 +64,7 @@ def certify(
     device: str = "cpu",
     provider: str = "auto",
     key: Path | None = None,
+    withdraw: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
     show: Callable[[int, int], None] = lambda done, of: None,
 ) -> Issued:
@@ -73,6 +74,7 @@ def certify(
         model, backend, device, provider: see `fundus_rt.runtime.guarded_session.open_guarded`.
         reference: None for ``NAME.reference`` beside the model.
         key: private key to sign with, see `fundus_rt.models.signatures.signed`.
+        withdraw: see `fundus_rt.models.certificate_store.keep_certificate`.
         say: told in full sentences what a result would have to say, and where the certificate goes when not beside the model.
         show: told how many photographs of how many were replayed.
 
@@ -93,7 +95,7 @@ def certify(
     for warning in session.warnings:
         say(warning)
     try:
-        card, identity, computed = session.card, identify_model(model, session.card), session.engine_path or path
+        card, identity, computed = session.card, identify_model(session), session.engine_path or path
         if why := why_never_certified(session.backend, identity.precision, path):
             raise CertificateError(f"{path.name} is not certified: {why}")
         require_fitting(found, card)
@@ -101,7 +103,7 @@ def certify(
             raise CertificateError(f"{path.name} is not certified: {why}")
         here, onnx_sha256 = binding_of(session.backend, card, identity, device), session.onnx_sha256 or identity.sha256
         replayed = replay(session, found, show)
-        if identify_model(model, card) != identity:
+        if sha256_of_file(path) != identity.sha256:
             raise CertificateError(f"{path.name} changed while it was being certified; call again")
     finally:
         session.close()
@@ -124,7 +126,7 @@ def certify(
     )
     if key is not None:
         certificate = certificate.signed_with(key)
-    return Issued(certificate, keep_certificate(computed, certificate, say), replayed, len(found.frames))
+    return Issued(certificate, keep_certificate(computed, certificate, say, withdraw), replayed, len(found.frames))
 
 
 def replay(

@@ -114,6 +114,7 @@ class GuardedSession:
         self._stopped: StoppedError | None = None
         self._said = said
         self.card: ModelCard = session.card
+        self.file_sha256 = session.file_sha256
         try:
             self._canary: Canary | None = canary_from_dict(session.card.canary)
             if self._canary is None:
@@ -256,6 +257,8 @@ class GuardedSession:
             try:
                 other = open_other()
                 try:
+                    if other.file_sha256 != self.file_sha256:
+                        raise ModelFileError("the model's file was replaced since it was opened; start again")
                     self._look(other)
                 except BaseException:
                     other.close()

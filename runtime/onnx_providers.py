@@ -125,12 +125,12 @@ def forbid_tf32(provider: str) -> tuple[str, ...]:
     )
 
 
-def open_on_provider(ort: Any, path: Path, provider: str, index: int, settings: dict[str, str], card: ModelCard) -> Any:
+def open_on_provider(ort: Any, content: bytes, provider: str, index: int, settings: dict[str, str], card: ModelCard) -> Any:
     """Open a network on a GPU's provider, or say why that cannot be.
 
     Args:
         ort: the module ``onnxruntime``.
-        path: an ``.onnx`` file that was already opened on the CPU, so that what fails here is not the file's fault.
+        content: of an ``.onnx`` file that was already opened on the CPU, so that what fails here is not the file's fault.
         provider: ONNX Runtime's name.
         index: of the GPU.
         settings: from `provider_settings`.
@@ -148,7 +148,7 @@ def open_on_provider(ort: Any, path: Path, provider: str, index: int, settings: 
     options = session_options(ort)
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.add_session_config_entry(_RECORD, "1")
-    opened = partial(_opened, ort, path, provider, index, settings)
+    opened = partial(_opened, ort, content, provider, index, settings)
     session: Any = None
     said = ""
     try:
@@ -173,12 +173,12 @@ def open_on_provider(ort: Any, path: Path, provider: str, index: int, settings: 
     return session
 
 
-def _opened(ort: Any, path: Path, provider: str, index: int, settings: dict[str, str], options: Any) -> Any:
+def _opened(ort: Any, content: bytes, provider: str, index: int, settings: dict[str, str], options: Any) -> Any:
     """A session that does not go on on the CPU by itself, neither when it is opened nor while it runs."""
     if provider == PLUGIN_PROVIDER:
         options.add_provider_for_devices([_plugin_device(ort, index)], settings)
-        return ort.InferenceSession(str(path), options, enable_fallback=0)
-    return ort.InferenceSession(str(path), options, providers=[provider], provider_options=[settings], enable_fallback=0)
+        return ort.InferenceSession(content, options, enable_fallback=0)
+    return ort.InferenceSession(content, options, providers=[provider], provider_options=[settings], enable_fallback=0)
 
 
 def session_options(ort: Any, threads: int = 1) -> Any:

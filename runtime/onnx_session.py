@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
+from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.graph_contract import card_of, require_contract
 from fundus_rt.runtime.onnx_providers import (
@@ -48,16 +49,17 @@ class OnnxRuntimeSession:
         Raises:
             BackendUnavailableError: ONNX Runtime is missing, or did not grant the device; the message says why.
             DeviceMemoryError: the GPU's memory is not enough.
-            ModelFileError: not an ONNX file, no card in it, or a graph that its card does not describe.
+            ModelFileError: no ONNX file, one with weights elsewhere, no card in it, or a graph that its card does not describe.
         """
         ort = import_onnxruntime()
+        content, self.file_sha256 = read_onnx(path)
         self.provider, index = chosen_provider(provider, device)
         on_cpu = self.provider == CPU
         options = session_options(ort, threads)
         if not on_cpu:  # only read, to know the card and to tell a bad file from a bad provider
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[CPU])
+            self._session: Any = ort.InferenceSession(content, options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own exception types share no base class
             raise ModelFileError(
                 f"{path.name} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error, path)}); "
@@ -72,7 +74,10 @@ class OnnxRuntimeSession:
         self.warnings = forbid_tf32(self.provider)
         self._most = PROFILE.batch[2] if self.provider in (PROVIDERS["tensorrt"], PROVIDERS["tensorrt-rtx"]) else None
         if not on_cpu:
-            self._session = open_on_provider(ort, path, self.provider, index, self.settings, self.card)
+            self._session = open_on_provider(ort, content, self.provider, index, self.settings, self.card)
+        self._session._model_bytes = (
+            None  # ONNX Runtime's Python keeps the whole file for changes of provider, which are not made
+        )
         self._outputs = [output.name for output in self.card.outputs]
         self.backend = BackendInfo("onnxruntime", device, ort.__version__, self.provider)
 

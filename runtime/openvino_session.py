@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
+from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.graph_contract import card_of, require_contract
 from fundus_rt.runtime.session import BackendInfo, Batch, require_input, usable_cores
@@ -49,7 +50,8 @@ class OpenVinoSession:
         openvino = import_openvino()
         streams = max(1, usable_cores() // threads)
         core = openvino.Core()
-        model = _read(core, path)
+        content, self.file_sha256 = read_onnx(path)
+        model = _read(core, content, path)
         self.card: ModelCard = card_of(_metadata(model), path)
         require_contract(self.card, *_signature(model), path)
         settings = {
@@ -113,9 +115,9 @@ def version_of(openvino: Any) -> str:
     return found.group() if found else str(openvino.__version__)
 
 
-def _read(core: Any, path: Path) -> Any:
+def _read(core: Any, content: bytes, path: Path) -> Any:
     try:
-        return core.read_model(str(path))
+        return core.read_model(content)
     except RuntimeError as error:
         raise ModelFileError(
             f"{path.name} cannot be opened by OpenVINO ({_said(error, path)}); expected an .onnx file of `fundus-rt convert`"

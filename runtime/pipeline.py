@@ -96,7 +96,7 @@ class Pipeline:
         """What the call asked for; `backend` is what computes now."""
         self._session: GuardedSession = open_guarded(model, backend, device, threads, provider)
         self.card: ModelCard = self._session.card
-        self.identity: ModelIdentity = identify_model(model, self.card)
+        self.identity: ModelIdentity = identify_model(self._session)
         engine = self._session.engine_path
         self._certification = Certification(resolve_model(model), self.identity, self.card, device, engine, key)
         self._certification.required = require_certificate

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 from fundus_rt.models.registry import bundled_file, load_card
@@ -40,6 +39,9 @@ class Session(Protocol):
     """A loaded network. `run` may be called from several threads at once."""
 
     card: ModelCard
+    file_sha256: str
+    """Of the file that was asked for: of the very bytes that were opened, or, where an engine from the cache computes, of the
+    ``.onnx`` file that the engine was built from."""
 
     @property
     def backend(self) -> BackendInfo:
@@ -158,9 +160,9 @@ def open_session(
     return OnnxRuntimeSession(path, device=device, threads=threads or usable_cores(), provider=provider)
 
 
-def identify_model(model: str | Path, card: ModelCard) -> ModelIdentity:
-    """Name, SHA-256 and precision of the file behind `model`."""
-    return ModelIdentity(card.name, sha256_of_file(resolve_model(model)), str(card.provenance.get("precision", "fp32")))
+def identify_model(session: Session) -> ModelIdentity:
+    """Name, SHA-256 and precision of what a session opened."""
+    return ModelIdentity(session.card.name, session.file_sha256, str(session.card.provenance.get("precision", "fp32")))
 
 
 def cuda_index(device: str) -> int:

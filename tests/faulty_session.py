@@ -30,6 +30,7 @@ class Faulty:
     def __init__(self, path: Path, fault: Callable[[Faulty, Any, Answers], Answers] | None = None) -> None:
         self._real = OnnxRuntimeSession(path)
         self.card: ModelCard = self._real.card
+        self.file_sha256 = self._real.file_sha256
         self.backend = BackendInfo("onnxruntime", "cuda:0", "1")
         self.fault = fault
         self.batches: list[Any] = []

@@ -17,7 +17,7 @@ from fundus_rt.models.certificate_store import certificate_path, certificate_sta
 from fundus_rt.models.certificates import Binding, Certificate, card_sha256, certificates_from_file, file_from_certificates
 from fundus_rt.models.errors import ModelFileError, UsageError
 from fundus_rt.models.registry import BUNDLED_FOLDER, load_card
-from fundus_rt.models.signatures import Signature
+from fundus_rt.models.signatures import PublicKey, Signature
 
 HERE = Binding(
     file_sha256="01" * 32,
@@ -148,9 +148,25 @@ class TestWhatCounts:
         (cache / "certificates").chmod(0o700)
         other = dataclasses.replace(failed, version="1.0")
         elsewhere.write_text(file_from_certificates([failed, other]))
-        kept(model, CERTIFICATE)  # a new replay takes the place of both
+        kept(model, CERTIFICATE)  # with another reference than that of the failure
+        assert verdict(model)[0] == "failed"
+        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=True)  # parity takes the place of both
         assert verdict(model)[0] == "passed"
         assert certificates_from_file(elsewhere) == ([other], [])
+
+    def test_a_signed_one_is_not_replaced_by_an_unsigned_one(self, model: Path) -> None:
+        pytest.importorskip("cryptography")
+        signature = Signature("ed25519", "00", "00")
+        kept(model, dataclasses.replace(CERTIFICATE, signature=signature), CERTIFICATE)
+        found = certificates_from_file(certificate_path(model))[0]
+        assert [one.signature for one in found] == [signature, None]
+        kept(model, dataclasses.replace(CERTIFICATE, signature=signature, date="2026-11-24T00:00:00Z"))
+        assert len(certificates_from_file(certificate_path(model))[0]) == 1
+
+    def test_an_unsigned_failure_counts_where_a_signature_is_asked_for(self) -> None:
+        key = PublicKey("ff" * 32)
+        assert certificates.state_of([FAILED], HERE, key=key).verdict == "failed"
+        assert certificates.state_of([CERTIFICATE], HERE, key=key).verdict == "none"
 
     def test_a_failure_counts_with_any_reference(self, model: Path) -> None:
         model.with_suffix(".reference").write_bytes(b"another one since")

@@ -19,9 +19,11 @@ pytest.importorskip("onnxruntime")
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.certificate_store import certificate_path
 from fundus_rt.models.errors import CertificateError, ModelFileError, StoppedError, UsageError
-from fundus_rt.models.half_weights import holds_half_weights
+from fundus_rt.models.onnx_scan import holds_half_precision
 from fundus_rt.models.references import ReplayReference, reference_path, write_reference
+from fundus_rt.runtime import guarded_session
 from fundus_rt.runtime.certify import certify, replay
+from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.device_check.anonymity import model_labels, names_in
 from fundus_rt.runtime.device_check.selftest import FAILED, PASSED, SkipStep, Step, run_steps
 from fundus_rt.runtime.device_check.selftest_model import Subject
@@ -286,6 +288,39 @@ class TestReplay:
         with pytest.raises(UsageError, match=r"another reference, tiny_sex\.reference"):
             certify(model, other)
 
+    def test_a_file_that_is_replaced_before_it_is_hashed(
+        self, model: Path, tiny_age: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a certificate and a result name are the bytes that were opened, whatever lies there since."""
+        right, opened = model.read_bytes(), sha256_of_file(model)
+        real = guarded_session.open_session
+
+        def replaced_after_opening(*arguments: Any, **options: Any) -> Any:
+            session = real(*arguments, **options)
+            model.write_bytes(right + b"\x10\x09")
+            return session
+
+        monkeypatch.setattr(guarded_session, "open_session", replaced_after_opening)
+        with pytest.raises(CertificateError, match="changed while it was being certified"):
+            certify(model)
+        model.write_bytes(right)
+        pipeline = Pipeline(model, check=False)
+        assert pipeline.identity.sha256 == opened != sha256_of_file(model)
+
+    def test_a_certificate_that_goes_while_a_camera_runs(self, model: Path, wrong: Path, examples: Path) -> None:
+        certify(wrong)
+        failed = certificate_path(wrong).read_bytes()
+        write_reference(reference_path(model), sex_reference(model))
+        certificate_path(model).unlink()
+        certify(model)
+        pipeline = Pipeline(model, check=False)
+        frame = decode((examples / "idrid_005.jpg").read_bytes()).frame
+        assert pipeline(frame).certificate == "passed"
+        certificate_path(model).write_bytes(failed)
+        assert pipeline(frame).certificate == "failed"
+        certificate_path(model).unlink()
+        assert pipeline(frame).certificate == "none"
+
     def test_a_file_that_changes_meanwhile(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def meanwhile(done: int, of: int) -> None:
             model.write_bytes(model.read_bytes() + b"\x10\x09")
@@ -293,6 +328,32 @@ class TestReplay:
         with pytest.raises(CertificateError, match="changed while it was being certified"):
             certify(model, show=meanwhile)
         assert not certificate_path(model).exists()
+
+
+class TestWeightsElsewhere:
+    """A hash of the ``.onnx`` says nothing of a file beside it."""
+
+    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+    def test_they_are_refused(self, tmp_path: Path, backend: str) -> None:
+        onnx = pytest.importorskip("onnx")
+        pytest.importorskip(backend)
+        model = onnx.load(str(ACQUISITION))
+        path = tmp_path / "model.onnx"
+        onnx.save(model, str(path), save_as_external_data=True, location="model.bin", size_threshold=0)
+        with pytest.raises(ModelFileError, match=r"model\.onnx has weights in another file"):
+            Pipeline(path, backend, check=False)
+
+    def test_in_a_constant_too(self, tmp_path: Path, tiny_sex: Path) -> None:
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(str(tiny_sex))
+        tensor = onnx.numpy_helper.from_array(np.ones(3, np.float32), "outside")
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="model.bin")
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["outside"], value=tensor))
+        (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ModelFileError, match="weights in another file"):
+            Pipeline(tmp_path / "model.onnx", check=False)
 
 
 class TestHalfPrecision:
@@ -321,12 +382,18 @@ class TestHalfPrecision:
         for precision in ("fp32", "fp16", "int8"):
             path = saved(tmp_path / f"{precision}.onnx", small_network(precision))
             expected = any(tensor.data_type in (10, 16) for tensor in onnx.load(str(path)).graph.initializer)
-            assert holds_half_weights(path) == expected == (precision == "fp16")
-        assert not holds_half_weights(ACQUISITION)
+            assert holds_half_precision(path) == expected == (precision == "fp16")
+        assert not holds_half_precision(ACQUISITION)
+        model = onnx.load(str(tiny_sex))
+        first = model.graph.node[0]
+        cast = onnx.helper.make_node("Cast", [model.graph.output[0].name], ["in_half"], to=onnx.TensorProto.FLOAT16)
+        model.graph.node.append(cast)
+        onnx.save(model, str(tmp_path / "cast.onnx"))
+        assert first.op_type == "Cast" and holds_half_precision(tmp_path / "cast.onnx")
         cut = tmp_path / "cut.onnx"
         cut.write_bytes(tiny_sex.read_bytes()[:700])
         with pytest.raises(ModelFileError, match=r"cut\.onnx is not an ONNX file"):
-            holds_half_weights(cut)
+            holds_half_precision(cut)
 
 
 class TestSelftest:

@@ -269,6 +269,13 @@ class TestGoingOn:
         expected = guarded.run(tensor[None])["sex"]
         assert np.array_equal(guarded.run_frame(frame, box, True)["sex"], expected)
 
+    def test_a_file_that_was_replaced_since_is_not_gone_on_with(self, tiny_sex: Path) -> None:
+        first, second = Faulty(tiny_sex, lost), Faulty(tiny_sex)
+        second.file_sha256 = "ab" * 32
+        with pytest.raises(DeviceLostError, match="the model's file was replaced since it was opened"):
+            GuardedSession(first, continue_with=lambda: second)
+        assert second.closed
+
 
 class TestWholeFrames:
     def test_a_sound_way_opens_and_is_looked_at_straight_and_mirrored(self, tiny_sex: Path) -> None:

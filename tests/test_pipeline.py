@@ -217,7 +217,7 @@ class TestOpening:
 
     def test_not_an_onnx_file(self, tmp_path: Path) -> None:
         (tmp_path / "m.onnx").write_bytes(b"PK\x03\x04 not a model")
-        with pytest.raises(ModelFileError, match="cannot be opened"):
+        with pytest.raises(ModelFileError, match="is not an ONNX file"):
             Pipeline(tmp_path / "m.onnx")
 
     def test_a_checkpoint_is_to_be_converted(self, tmp_path: Path) -> None:

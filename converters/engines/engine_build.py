@@ -29,10 +29,10 @@ from fundus_rt.converters.engines.engine_shapes import FRAME, Shapes, shapes_of
 from fundus_rt.converters.engines.parser_errors import build_failure, parser_failure, start_failure
 from fundus_rt.converters.engines.target import name_target
 from fundus_rt.converters.engines.timing_cache import keep_timing_cache, use_timing_cache
-from fundus_rt.models.artifacts import sha256_of_bytes
 from fundus_rt.models.card import ModelCard, card_from_json
 from fundus_rt.models.engines import EngineKey, EngineProfile, EngineRecord
 from fundus_rt.models.errors import EngineError
+from fundus_rt.models.onnx_scan import read_onnx
 
 Say = Callable[[str], None]
 
@@ -133,13 +133,13 @@ def engine_from_onnx(
 
     Raises:
         EngineError: the graph cannot be built, or the file is not the one that the key names; the message says what to do.
-        ModelFileError: the file carries no model card.
+        ModelFileError: the file carries no model card, or has weights in another file.
         BackendUnavailableError: the library cannot build for the target.
         DeviceMemoryError: the library ran out of memory.
         KeyboardInterrupt: after Ctrl-C.
     """
-    content = onnx_path.read_bytes()
-    if sha256_of_bytes(content) != key.onnx_sha256:
+    content, digest = read_onnx(onnx_path)
+    if digest != key.onnx_sha256:
         raise EngineError(f"{onnx_path.name} is not the file that was asked for: it changed meanwhile; build again")
     onnx = import_onnx()
     try:

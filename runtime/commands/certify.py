@@ -45,7 +45,7 @@ def certify(
     from fundus_rt.runtime.certify import certify as issued_certificate
 
     with _progress() as show:
-        issued = issued_certificate(model, reference, backend, device, provider, key, _say, show)
+        issued = issued_certificate(model, reference, backend, device, provider, key, say=_say, show=show)
     for line in report(issued):
         click.echo(line)
     if issued.replay.problems:

@@ -20,7 +20,7 @@ from fundus_rt.runtime.nvidia.engine_slot import EngineSlot
 from fundus_rt.runtime.nvidia.fused_kernel import FusedPreprocessor
 from fundus_rt.runtime.nvidia.machine import machine_identity
 from fundus_rt.runtime.nvidia.tensorrt_engine import RECEIPT, TF32, Engine, find_engine, open_engine
-from fundus_rt.runtime.session import BackendInfo, Batch, Box, cuda_index, require_input
+from fundus_rt.runtime.session import ENGINE_SUFFIX, BackendInfo, Batch, Box, cuda_index, require_input
 
 
 class TensorRTSession:
@@ -68,6 +68,8 @@ class TensorRTSession:
                 self._say(warning)
             self.engine_path = found.path
             self.onnx_sha256 = found.record.key.onnx_sha256
+            whole = Path(path).suffix == ENGINE_SUFFIX
+            self.file_sha256 = found.record.engine_sha256 if whole else self.onnx_sha256
             del found  # with the bytes of the engine, which TensorRT has read
             self.card: ModelCard = self._engine.card
             self.backend = BackendInfo(
