@@ -256,12 +256,14 @@ def _certificate(values: Any) -> Certificate:
     texts = fields - {"agreement", "problems", "signature"}
     if wrong := sorted(name for name in texts if not isinstance(stated[name], str)):
         raise TypeError(f"{', '.join(wrong)} of another type")
+    if unprintable := sorted(name for name in texts if not stated[name].isprintable()):
+        raise ValueError(f"{', '.join(unprintable)} with characters that cannot be printed")
     if bad := [name for name in fields if name.endswith("sha256") and not re.fullmatch("[0-9a-f]{64}", stated[name])]:
         raise ValueError(f"{', '.join(sorted(bad))} of another form")
     agreement, problems, signature = stated["agreement"], stated["problems"], stated["signature"]
     if not isinstance(agreement, dict) or not agreement or not all(isinstance(figures, dict) for figures in agreement.values()):
         raise TypeError("its figures are of another type")
-    if not isinstance(problems, list) or not all(isinstance(problem, str) for problem in problems):
+    if not isinstance(problems, list) or not all(isinstance(problem, str) and problem.isprintable() for problem in problems):
         raise TypeError("its problems are of another type")
     if stated["verdict"] != (FAILED if problems else PASSED):
         raise ValueError(f"its verdict {stated['verdict']!r} is not that of its problems")

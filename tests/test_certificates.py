@@ -234,6 +234,14 @@ class TestChangedBytes:
         certificate_path(model).write_bytes(text.encode("latin-1"))
         assert verdict(model)[0] == "none"
 
+    @pytest.mark.parametrize("field", ["device", "provider", "problems"])
+    def test_one_that_would_write_to_a_terminal(self, model: Path, field: str) -> None:
+        bad: Any = ("x\x1b[2J",) if field == "problems" else "x\x1b[2J"
+        verdict_of_it = "failed" if field == "problems" else "passed"
+        kept(model, dataclasses.replace(CERTIFICATE, verdict=verdict_of_it, **{field: bad}))
+        found, reason = verdict(model)
+        assert found == "none" and "\x1b" not in reason
+
     def test_one_of_a_later_version(self, model: Path) -> None:
         certificate_path(model).write_text('{"certificates": "of another form", "format": 2}')
         assert verdict(model) == (
