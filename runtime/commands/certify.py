@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @backend_and_device
 @execution_provider
-@click.option("--key", type=click.Path(path_type=Path), metavar="PRIVATE.pem", help="Sign the certificate with this Ed25519 key.")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="PRIVATE.pem",
+    help="Sign with this Ed25519 key; only with a reference that you made.",
+)
 @click.pass_context
 def certify(
     context: click.Context, model: str, reference: Path | None, backend: str, device: str, provider: str, key: Path | None
