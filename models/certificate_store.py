@@ -97,7 +97,7 @@ def files_seen(model_file: Path, computed_file: Path, file_sha256: str) -> tuple
     return tuple(found)
 
 
-def keep_certificate(computed_file: Path, certificate: Certificate, say: Callable[[str], None], withdraw: bool = False) -> Path:
+def keep_certificate(computed_file: Path, certificate: Certificate, say: Callable[[str], None], withdraw: int = 0) -> Path:
     """Write a certificate beside the file that it is of, in the place of an earlier one for the same way to compute.
 
     A failure that was found with another reference stays beside it and goes on counting, unless it is withdrawn; so does a signed
@@ -106,7 +106,8 @@ def keep_certificate(computed_file: Path, certificate: Certificate, say: Callabl
     Args:
         computed_file: the ``.onnx`` or ``.engine`` file.
         certificate: what is kept.
-        withdraw: that it passed withdraws earlier failures with other references too: `fundus-rt parity` asked the original anew.
+        withdraw: photographs on which the original was asked anew, and the file passed: failures with other references on no more
+            photographs than that are withdrawn. 0: none.
         say: told in full sentences where else it goes, and of a damaged file that is replaced.
 
     Returns:
@@ -149,28 +150,32 @@ def _why_elsewhere(path: Path) -> str:
     return "" if os.access(path.parent, os.W_OK | os.X_OK) else f"{path.parent} cannot be written"
 
 
-def _add(path: Path, certificate: Certificate, say: Callable[[str], None], withdraw: bool) -> None:
+def _add(path: Path, certificate: Certificate, say: Callable[[str], None], withdraw: int) -> None:
     with _locked(path):
         for other in path.parent.iterdir():  # what a killed process left
             if other.name.startswith(f".{path.name}.") and other.suffix == ".json":
                 other.unlink(missing_ok=True)
         kept = [earlier for earlier in _earlier(path, say) if not _replaces(certificate, earlier, withdraw)]
         if any(one.verdict == FAILED and one.same_binding(certificate) for one in kept) and certificate.verdict == PASSED:
-            say(f"{path.name} holds a failure of the same with another reference, which goes on counting until parity passes")
+            say(
+                f"{path.name} holds a failure of the same with another reference, which counts until `fundus-rt parity` passes on as many photographs"
+            )
         text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _replaces(certificate: Certificate, earlier: Certificate, withdraw: bool) -> bool:
+def _replaces(certificate: Certificate, earlier: Certificate, withdraw: int) -> bool:
     """Whether a new certificate takes the place of an earlier one."""
     if not earlier.same_binding(certificate) or (earlier.signature is not None and certificate.signature is None):
         return False
-    other_failure = earlier.verdict == FAILED and earlier.reference_sha256 != certificate.reference_sha256
-    return withdraw or not other_failure or certificate.verdict == FAILED
+    if certificate.verdict == FAILED or earlier.verdict != FAILED or earlier.reference_sha256 == certificate.reference_sha256:
+        return True
+    counts = [figures.get("photographs") for figures in earlier.agreement.values()]
+    return 0 < withdraw >= max((count for count in counts if isinstance(count, int)), default=0)
 
 
-def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path, withdraw: bool) -> None:
+def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path, withdraw: int) -> None:
     """Take what an earlier call kept of the same way to compute out of the cache, where this user may write."""
     for path in _places(computed_file, certificate.file_sha256):
         found = _read(path) if path != written else []

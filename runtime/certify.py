@@ -64,7 +64,7 @@ def certify(
     device: str = "cpu",
     provider: str = "auto",
     key: Path | None = None,
-    withdraw: bool = False,
+    withdraw: int = 0,
     say: Callable[[str], None] = lambda sentence: None,
     show: Callable[[int, int], None] = lambda done, of: None,
 ) -> Issued:

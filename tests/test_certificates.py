@@ -140,7 +140,7 @@ class TestWhatCounts:
         (cache / "certificates").mkdir(parents=True, mode=0o700)
         cache.chmod(0o700)
         elsewhere = cache / "certificates" / f"{HERE.file_sha256}.parity.json"
-        failed = dataclasses.replace(FAILED, date=date, reference_sha256="ab" * 32)
+        failed = dataclasses.replace(FAILED, date=date, reference_sha256="ab" * 32, agreement={"sex": {"photographs": 11}})
         elsewhere.write_text(file_from_certificates([failed]))
         assert verdict(model)[0] == "failed"
         (cache / "certificates").chmod(0o777)  # others could have put it there
@@ -150,7 +150,9 @@ class TestWhatCounts:
         elsewhere.write_text(file_from_certificates([failed, other]))
         kept(model, CERTIFICATE)  # with another reference than that of the failure
         assert verdict(model)[0] == "failed"
-        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=True)  # parity takes the place of both
+        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=10)  # parity on fewer photographs than had failed
+        assert verdict(model)[0] == "failed"
+        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=11)
         assert verdict(model)[0] == "passed"
         assert certificates_from_file(elsewhere) == ([other], [])
 

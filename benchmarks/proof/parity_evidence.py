@@ -225,7 +225,9 @@ def _certify(parity: Parity, found: Evidence, options: EvidenceOptions, feedback
     call = parity.call
     try:
         with feedback.step("Replaying the reference for the certificate"):
-            found.issued = certify(call.file, None, call.backend, call.device, call.provider, withdraw=True, say=feedback.say)
+            found.issued = certify(
+                call.file, None, call.backend, call.device, call.provider, withdraw=len(parity.answered.offsets), say=feedback.say
+            )
     except CertificateError as error:
         found.not_issued = str(error)
 
