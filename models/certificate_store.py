@@ -169,8 +169,10 @@ def _replaces(certificate: Certificate, earlier: Certificate, withdraw: int) -> 
     """Whether a new certificate takes the place of an earlier one."""
     if not earlier.same_binding(certificate) or (earlier.signature is not None and certificate.signature is None):
         return False
-    if certificate.verdict == FAILED or earlier.verdict != FAILED or earlier.reference_sha256 == certificate.reference_sha256:
+    if earlier.verdict != FAILED or earlier.reference_sha256 == certificate.reference_sha256:
         return True
+    if certificate.verdict == FAILED:
+        return False
     counts = [figures.get("photographs") for figures in earlier.agreement.values()]
     return 0 < withdraw >= max((count for count in counts if isinstance(count, int)), default=0)
 

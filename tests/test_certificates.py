@@ -148,7 +148,8 @@ class TestWhatCounts:
         (cache / "certificates").chmod(0o700)
         other = dataclasses.replace(failed, version="1.0")
         elsewhere.write_text(file_from_certificates([failed, other]))
-        kept(model, CERTIFICATE)  # with another reference than that of the failure
+        kept(model, dataclasses.replace(FAILED, date=date))  # with the reference of the one that passed
+        kept(model, CERTIFICATE)  # with another reference than that of the first failure
         assert verdict(model)[0] == "failed"
         keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=10)  # parity on fewer photographs than had failed
         assert verdict(model)[0] == "failed"
