@@ -4,13 +4,17 @@ The portable form: int8 with zero point 0 everywhere, for TensorRT refuses uint8
 activation, one for each channel of a weight; no pair on a bias, which stays float32. Weights are stored as int8 with a
 DequantizeLinear behind them, a quarter of the bytes.
 
-ONNX Runtime's own quantiser is not used: it writes int32 biases with DequantizeLinear wherever it writes Q/DQ pairs, it takes
-scales of its own, and its file is not one that a recipe could replay to the byte.
+ONNX Runtime's own quantiser is not used: wherever it writes Q/DQ pairs it also writes them on biases, as int32, and it knows
+neither of the two placements below.
 
-Which pairs fuse (ONNX Runtime 1.31, OpenVINO 2026.4): a runtime turns ``DequantizeLinear -> layer -> QuantizeLinear`` into one
-layer of int8. OpenVINO and TensorRT take an activation (Relu, Clip) along, ONNX Runtime does not where the zero point is 0: it
-needs the pair on both sides of the activation. The scale before and after is the same one, so the second rounding changes
-nothing, and the numbers are those of the fused form.
+A runtime turns ``DequantizeLinear -> layer -> QuantizeLinear`` into one layer of int8. What it needs for that, found on the
+graphs that ONNX Runtime 1.31 and OpenVINO 2026.4 really run, is not the same:
+
+* OpenVINO (and TensorRT, by its documentation) takes an activation behind the layer along, and one pair serves all readers.
+* ONNX Runtime on a processor with x86 instructions does not fuse an activation where the zero point is 0, so it needs the pair
+  on both sides of it; the scale is the same on both, so the second rounding changes nothing. It also needs a pair for each
+  reader of its own, or it leaves the readers in float32: it computes in uint8, and turns only pairs with one reader into that.
+  Equal pairs are merged when a file is opened, so their scales are one unit in the last place apart.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ LEVELS = 127
 """Largest whole number that is used, on both sides of 0: -128 has no counterpart."""
 SMALLEST_SCALE = 1e-8
 """A channel of zeros has no scale of its own; TensorRT refuses 0."""
-"""Operators whose result takes the scale of what they read: they choose or clip numbers."""
 SELECTING = ("MaxPool", "Relu", "Clip")
+"""Operators whose result takes the scale of what they read: they choose or clip numbers."""
 JOINING = ("Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Mul")
 """Light operators that may stand between two heavy ones in int8."""
 ACTIVATIONS = ("Relu", "Clip")
@@ -104,7 +108,8 @@ def write_int8(model: Any, chosen: Collection[str], largest: Mapping[str, float]
         model: an `onnx.ModelProto` in the shipped form, float32; changed in place.
         chosen: names of nodes (`heavy_nodes.named`), each one of `quantisable`.
         largest: for every tensor of `activations_of` the number, above 0, that 127 stands for; larger ones are clipped.
-        split: write the pair on both sides of an activation behind a layer, which ONNX Runtime needs; False: behind it only.
+        split: write pairs on both sides of an activation behind a layer, and one for each reader, which ONNX Runtime needs; False:
+            one pair behind the activation.
 
     Raises:
         UsageError: a node is not there or cannot be computed in int8, or a range is missing.
