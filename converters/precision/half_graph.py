@@ -101,7 +101,9 @@ def _narrowed(editor: GraphEditor, name: str, half: int) -> str:
     with np.errstate(over="ignore"):
         rounded = weights.astype(np.float16)
     if not np.isfinite(rounded).all():
-        raise UsageError(f"the weights {name!r} reach {np.abs(weights).max():.3g}, half precision ends at 65504; leave its node out")
+        raise UsageError(
+            f"the weights {name!r} reach {np.abs(weights).max():.3g}, half precision ends at 65504; leave its node out"
+        )
     return editor.constant(f"{name}/half", rounded)
 
 

@@ -43,7 +43,7 @@ def node_groups(model: Any, allowed: Collection[str], most: int = GROUPS) -> lis
     blocks = [block for block in blocks if block]
     if len(blocks) < 3:
         return [_group(block, work) for block in blocks]
-    share = sum(work.values()) / most
+    share = 1.5 * sum(work.values()) / most
     found: list[list[str]] = [blocks[0], []]
     for block in blocks[1:-1]:
         if found[-1] and sum(work.get(name, 0) for name in (*found[-1], *block)) > share:

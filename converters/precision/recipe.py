@@ -67,7 +67,9 @@ def read_recipe(path: Path) -> Recipe:
         sound = all(isinstance(v, (int, float)) and math.isfinite(v) and v > 0 for v in recipe.ranges.values())
         sound = sound and all(isinstance(name, str) for name in (*recipe.int8, *recipe.fp16, recipe.graph_sha256))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path.name} is no recipe ({error}); make one with fundus-rt quantize FILE.onnx --precision int8") from error
+        raise UsageError(
+            f"{path.name} is no recipe ({error}); make one with fundus-rt quantize FILE.onnx --precision int8"
+        ) from error
     if made != FORMAT or recipe.placement not in PLACEMENTS or not sound or bool(recipe.int8) == bool(recipe.fp16):
         raise UsageError(
             f"{path.name} is a recipe of format {made} with placement {recipe.placement!r}, {len(recipe.int8)} nodes in int8 and "
