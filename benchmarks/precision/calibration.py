@@ -41,7 +41,7 @@ def activation_histograms(
     for count, frame in enumerate(frames, 1):
         answered = session.run(frame[None])
         for name in names:
-            found[name].add(answered[name] if name in answered else frame)
+            found[name].add(answered.get(name, frame))
         show(count)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progres
 
 def _replayed(call: QuantiseCall, model: Any, card: ModelCard) -> Quantised:
     """The file that a recipe describes; what it may be used for is asked of `fundus-rt parity`."""
-    return _written(call, model, card, read_recipe(Path(call.precision)), None, None, 0, None)
+    recipe = read_recipe(Path(call.precision))
+    backend = next(name for name, placement in PLACEMENT.items() if placement == recipe.placement)
+    return _written(dataclasses.replace(call, backend=backend), model, card, recipe, None, None, 0, None)
 
 
 def _written(
@@ -189,8 +192,8 @@ def lines(made: Quantised) -> list[str]:
         for name, one in made.row["outputs"].items():
             changed = "" if one["decisions_changed"] is None else f"{one['decisions_changed']} decisions changed, "
             found.append(
-                f"{name} against float32, {how}, {made.judged} photographs: {changed}largest difference {one['largest']:.2g}, mean "
-                f"{one['mean']:.2g} (tolerance {one['tolerance']:g})"
+                f"{name} against float32, {how}, {made.judged} photographs: {changed}largest difference {one['largest']:.2g}, "
+                f"mean {one['mean']:.2g} (tolerance {one['tolerance']:g})"
             )
     if made.audit is not None:
         found.append(f"{made.audit.backend} computes {100 * made.audit.share:.1f} % of the multiplications in int8")

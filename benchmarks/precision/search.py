@@ -131,8 +131,8 @@ class Search:
         fastest = min(range(len(sets)), key=ratios.__getitem__)
         if ratios[fastest] >= 1:
             raise ParityError(
-                f"{len(sets[-1])} of {len(groups)} pieces stay inside of the budget, but none of {len(sets)} sets of them is faster "
-                f"than float32 here (the fastest takes {ratios[fastest]:.2f} times as long); stay with float32"
+                f"{len(sets[-1])} of {len(groups)} pieces stay inside of the budget, but none of {len(sets)} sets of them is "
+                f"faster than float32 here (the fastest takes {ratios[fastest]:.2f} times as long); stay with float32"
             )
         best = sets[fastest]
         return Found(self.recipe(best), tuple(best), self.tried(best), ratios[fastest], tuple(alone))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -154,8 +155,6 @@ class TrialFile:
 
     def put(self, key: str, row: dict[str, Any]) -> dict[str, Any]:
         """Keep a row; it is on the disk when this returns."""
-        import os
-
         kept = {"key": key, **row}
         begun = self.path.exists() and not self.path.read_bytes().endswith(b"\n") and self.path.stat().st_size > 0
         with open(self.path, "a", encoding="utf-8") as stream:

@@ -27,8 +27,8 @@ DELICATE = (
 def halvable(model: Any) -> list[str]:
     """Nodes that may be computed in half precision, in the order of the graph.
 
-    Left out are `DELICATE` operators, sums over axes, the receipt, and what stands before the first layer with weights of its
-    own: grey levels and their normalisation.
+    Left out are `DELICATE` operators, sums over axes, what makes an output (the receipt among them), and what stands before the
+    first layer with weights of its own: grey levels and their normalisation.
     """
     editor = GraphEditor(model)
     kinds = carry_shapes(editor).kinds
@@ -40,7 +40,7 @@ def halvable(model: Any) -> list[str]:
         if node.op_type not in DELICATE
         and not node.op_type.startswith("Reduce")
         and id(node) not in before
-        and node.output[0] != "receipt"
+        and not editor.held.intersection(node.output)
         and any(kinds.get(read) == single for read in node.input)
         and all(kinds.get(made) == single for made in node.output if made)
     ]
@@ -89,7 +89,7 @@ def write_half(model: Any, chosen: Collection[str]) -> None:
         editor.set_inputs(node, reads)
     for node in [node for node in editor.nodes if id(node) in inside]:
         for name in list(node.output):
-            _widened(editor, node, name, inside, single)
+            _widened(editor, name, inside, single)
     editor.commit()
 
 
@@ -107,21 +107,10 @@ def _narrowed(editor: GraphEditor, name: str, half: int) -> str:
     return editor.constant(f"{name}/half", rounded)
 
 
-def _widened(editor: GraphEditor, node: Any, name: str, inside: set[int], single: int) -> None:
-    """Give readers in float32, and the graph's own output, what a node in half precision made."""
-    outside = [reader for reader in editor.readers(name) if id(reader) not in inside]
-    if name in editor.outputs:
-        wide = editor.add("Cast", [name], f"{name}/half_made", to=single)
-        readers = [reader for reader in editor.readers(name) if id(reader) in inside]
-        index = list(node.output).index(name)
-        cast = editor.producer(wide)
-        inner = f"{name}/half"
-        node.output[index], cast.output[0] = inner, name
-        cast.input[0] = inner
-        for reader in readers:
-            editor.set_inputs(reader, [inner if read == name else read for read in reader.input])
-        return
+def _widened(editor: GraphEditor, name: str, inside: set[int], single: int) -> None:
+    """Give readers in float32 what a node in half precision made."""
+    outside = {id(one): one for one in editor.readers(name) if id(one) not in inside}
     if outside:
         wide = editor.add("Cast", [name], f"{name}/single", to=single)
-        for reader in {id(one): one for one in outside}.values():
+        for reader in outside.values():
             editor.set_inputs(reader, [wide if read == name else read for read in reader.input])

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.converters.graphs.graph_editor import GraphEditor, attribute
-from fundus_rt.converters.precision.heavy_nodes import HEAVY, named
+from fundus_rt.converters.precision.heavy_nodes import HEAVY, constants, named
 from fundus_rt.models.errors import UsageError
 
 LEVELS = 127
@@ -46,14 +46,14 @@ def quantisable(model: Any) -> list[str]:
     Returns:
         Names (`heavy_nodes.named`) in the order of the graph.
     """
-    editor = GraphEditor(model)
+    editor, stored = GraphEditor(model), constants(model)
     found = []
     for name, node in named(model).items():
         if node.op_type in HEAVY:
             weights = editor.tensors.get(node.input[1])
             if weights is not None and weights.data_type == editor.onnx.TensorProto.FLOAT and len(weights.dims) > 1:
                 found.append(name)
-        elif node.op_type in JOINING and not any(read in editor.tensors for read in node.input):
+        elif node.op_type in JOINING and not stored.intersection(node.input):
             found.append(name)
     return found
 
@@ -68,7 +68,7 @@ class _Plan:
 
     def __init__(self, editor: GraphEditor, model: Any, chosen: Collection[str], split: bool = True) -> None:
         self.split = split
-        nodes = named(model)
+        nodes, stored = named(model), constants(model)
         unknown = [name for name in chosen if name not in nodes]
         if unknown:
             raise UsageError(f"the graph has no node {unknown[0]!r}; the recipe was written for another file")
@@ -81,7 +81,7 @@ class _Plan:
         for node in self.chosen:
             reads = node.input[:1] if node.op_type in HEAVY else node.input
             for name in reads:
-                if name not in editor.tensors:
+                if name not in stored:
                     self.tensors.setdefault(name, name)
             self._result(node)
         for node in self.chosen:
@@ -108,8 +108,8 @@ def write_int8(model: Any, chosen: Collection[str], largest: Mapping[str, float]
         model: an `onnx.ModelProto` in the shipped form, float32; changed in place.
         chosen: names of nodes (`heavy_nodes.named`), each one of `quantisable`.
         largest: for every tensor of `activations_of` the number, above 0, that 127 stands for; larger ones are clipped.
-        split: write pairs on both sides of an activation behind a layer, and one for each reader, which ONNX Runtime needs; False:
-            one pair behind the activation.
+        split: write pairs on both sides of an activation behind a layer, and one for each reader, which ONNX Runtime needs;
+            False: one pair behind the activation.
 
     Raises:
         UsageError: a node is not there or cannot be computed in int8, or a range is missing.

@@ -26,7 +26,8 @@ class NodeGroup:
 
 
 def node_groups(model: Any, allowed: Collection[str], most: int = GROUPS) -> list[NodeGroup]:
-    """Divide a graph where only one tensor leads on: between the blocks of a network, never inside of one.
+    """Divide a graph where only one tensor leads on, between the blocks of a network; a block that does more than its share of
+    the multiplications, such as two branches side by side, is divided between its heavy nodes.
 
     The first and the last piece with heavy nodes hold one block each, for the first and the last layers are the delicate ones.
 
@@ -40,16 +41,28 @@ def node_groups(model: Any, allowed: Collection[str], most: int = GROUPS) -> lis
     """
     work = multiplications(model)
     blocks = [[name for name in block if name in set(allowed)] for block in _blocks(model)]
-    blocks = [block for block in blocks if block]
+    share = 1.5 * sum(work.values()) / most
+    blocks = [piece for block in blocks for piece in _pieces(block, work, share)]
     if len(blocks) < 3:
         return [_group(block, work) for block in blocks]
-    share = 1.5 * sum(work.values()) / most
     found: list[list[str]] = [blocks[0], []]
     for block in blocks[1:-1]:
         if found[-1] and sum(work.get(name, 0) for name in (*found[-1], *block)) > share:
             found.append([])
         found[-1] += block
     return [_group(piece, work) for piece in (*found, blocks[-1]) if piece]
+
+
+def _pieces(block: list[str], work: dict[str, int], share: float) -> list[list[str]]:
+    """A block as it is, or in consecutive pieces where it does more than a share of the multiplications."""
+    if sum(work.get(name, 0) for name in block) <= share:
+        return [block] if block else []
+    found: list[list[str]] = [[]]
+    for name in block:
+        if work.get(name, 0) + sum(work.get(one, 0) for one in found[-1]) > share and any(one in work for one in found[-1]):
+            found.append([])
+        found[-1].append(name)
+    return found
 
 
 def _group(names: list[str], work: dict[str, int]) -> NodeGroup:

@@ -39,9 +39,9 @@ def quantize(
 ) -> None:
     """Write FILE.onnx in lower precision: layers of int8 with Q/DQ pairs that ONNX Runtime, OpenVINO and TensorRT read, or fp16.
 
-    Half of the photographs give the ranges, the others judge: piece by piece of the network, the fastest set of pieces is searched
-    whose answers stay within the tolerance and change no decision. Results of trials are kept in OUT.trials.jsonl, and a second
-    call goes on with them. OUT.recipe.json makes the same file again.
+    Half of the photographs give the ranges, the others judge: piece by piece of the network, the fastest set of pieces is
+    searched whose answers stay within the tolerance and change no decision. Results of trials are kept in OUT.trials.jsonl, and
+    a second call goes on with them. OUT.recipe.json makes the same file again.
 
     int8 is measured on the backend; fp16 is judged by an emulation, for a processor computes it in float32.
 
