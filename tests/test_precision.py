@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from fundus_rt.benchmarks.precision.audit import audited  # noqa: E402
 from fundus_rt.benchmarks.precision.calibration import activation_histograms, ranges_by  # noqa: E402
-from fundus_rt.benchmarks.precision.histograms import SHARE, Histogram  # noqa: E402
 from fundus_rt.benchmarks.precision.network_inputs import network_inputs  # noqa: E402
 from fundus_rt.benchmarks.precision.search import Search  # noqa: E402
 from fundus_rt.benchmarks.precision.trials import TrialFile, Workbench  # noqa: E402
@@ -27,7 +23,7 @@ from fundus_rt.benchmarks.proof.half_precision import open_emulated  # noqa: E40
 from fundus_rt.converters.engines.engine_lint import lint_onnx  # noqa: E402
 from fundus_rt.converters.precision.half_graph import halvable  # noqa: E402
 from fundus_rt.converters.precision.heavy_nodes import multiplications  # noqa: E402
-from fundus_rt.converters.precision.int8_graph import quantisable, rounded_weights  # noqa: E402
+from fundus_rt.converters.precision.int8_graph import quantisable  # noqa: E402
 from fundus_rt.converters.precision.node_groups import node_groups  # noqa: E402
 from fundus_rt.converters.precision.recipe import (  # noqa: E402
     Recipe,
@@ -70,63 +66,6 @@ def whole(float32: tuple[Any, ModelCard], frames: np.ndarray) -> Recipe:
     nodes = quantisable(model)
     found = activation_histograms(model, nodes, frames)
     return Recipe(graph_digest(model), tuple(nodes), placement="around", ranges=ranges_by(found, "max"))
-
-
-# Ranges
-
-
-def numbers(spread: float, count: int = 30000) -> np.ndarray:
-    return np.random.default_rng(3).laplace(0, spread, count).astype(np.float32)
-
-
-def histogram(parts: list[np.ndarray]) -> Histogram:
-    found = Histogram()
-    for part in parts:
-        found.add(part)
-    return found
-
-
-def test_a_range_by_the_largest_number_is_numpys_and_one_by_percentile_is_within_a_bin() -> None:
-    values = numbers(2.0)
-    found = histogram([values])
-    assert found.range_by("max") == np.abs(values).max()
-    exact = np.quantile(np.abs(values), SHARE, method="inverted_cdf")
-    assert exact <= found.range_by("percentile") <= exact + found.reach / 4096 + 1e-6
-
-
-def test_a_range_by_least_squares_does_no_worse_than_the_best_of_many_on_the_numbers_themselves() -> None:
-    values = np.concatenate([numbers(0.5), np.float32([40.0])])
-
-    def error(largest: float) -> float:
-        scale = largest / 127
-        return float(np.square(np.clip(np.rint(values / scale), -127, 127) * scale - values).sum())
-
-    found = histogram([values]).range_by("least-squares")
-    assert error(found) <= 1.02 * min(error(one) for one in np.linspace(1, 40, 300))
-    assert error(found) < 0.9 * error(40.0)
-
-
-def test_a_distribution_in_parts_that_grow_is_the_one_of_all_numbers_at_once() -> None:
-    values = np.sort(np.abs(numbers(3.0)))
-    parts, once = histogram(np.array_split(values, 7)), histogram([values])
-    np.testing.assert_array_equal(parts.counts, once.counts)
-    assert parts.reach == once.reach and parts.counts.sum() == len(values)
-
-
-def test_numbers_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        histogram([np.float32([1.0, np.nan])])
-
-
-@settings(max_examples=30, deadline=None)
-@given(hnp.arrays(np.float32, (3, 4, 2), elements=st.floats(-1e4, 1e4, width=32)), st.integers(0, 2))
-def test_rounded_weights_are_within_half_a_step_of_their_own_channel(weights: np.ndarray, axis: int) -> None:
-    levels, scales = rounded_weights(weights, axis)
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    apart = np.abs(levels * scales.reshape(shape).astype(np.float64) - weights)
-    assert (apart <= scales.reshape(shape) * 0.501).all()
-    assert levels.min() >= -127 and len(scales) == weights.shape[axis] and (scales > 0).all()
 
 
 # The graphs
@@ -209,7 +148,7 @@ def test_openvino_fuses_the_pairs_behind_the_activations(tmp_path: Path, float32
 def test_an_audit_of_a_float32_file_finds_no_int8(file: Path) -> None:
     found = audited(file, "onnxruntime")
     assert found.share == 0
-    with pytest.raises(ParityError, match="0.0 % of the multiplications"):
+    with pytest.raises(ParityError, match=r"0\.0 % of the multiplications"):
         found.require(CONVOLUTIONS)
 
 
@@ -290,7 +229,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(tmp_path: Path, whole: Reci
 def test_a_missing_range_and_an_unknown_node_are_refused(float32: tuple[Any, ModelCard], whole: Recipe) -> None:
     with pytest.raises(UsageError, match="'a_relu' is not known"):
         onnx_from_recipe(*float32, dataclasses.replace(whole, ranges={**whole.ranges, "a_relu": 0.0}))
-    with pytest.raises(UsageError, match="the node 'four' cannot"):
+    with pytest.raises(UsageError, match="'four'"):
         onnx_from_recipe(*float32, dataclasses.replace(whole, int8=("four",)))
 
 
