@@ -95,5 +95,6 @@ def _openvino_layers(path: Path) -> set[str]:
         facts = layer.get_rt_info()
         kind, precision = (str(facts[key].astype(str)) for key in ("layerType", "runtimePrecision"))
         if kind in ("Convolution", "FullyConnected", "MatMul") and precision in ("i8", "u8"):
-            found |= set(str(facts["originalLayersNames"].astype(str)).split(","))
+            layers = str(facts["originalLayersNames"].astype(str)).split(",")
+            found |= {re.sub(r"(/WithoutBiases|/DequantizationMultiply)+$", "", name) for name in layers}
     return found

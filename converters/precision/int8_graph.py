@@ -142,9 +142,10 @@ def _pair(editor: GraphEditor, plan: _Plan, name: str, largest: float) -> None:
     if len(readers) == 1 or not plan.split:
         _restore(editor, name, readers, scale)
         return
-    if everyone and maker.op_type not in SELECTING:  # a layer of int8 has one QuantizeLinear behind it
-        name = _restore(editor, name, readers, scale)
-    for reader in readers:
+    own = [node for node in readers if id(node) in plan.inside]
+    if everyone and (maker.op_type not in SELECTING or len(own) < len(readers)):
+        name = _restore(editor, name, readers, scale)  # a layer of int8 has one QuantizeLinear behind it
+    for reader in own:
         scale = np.nextafter(scale, np.float32(np.inf))
         _restore(editor, name, [reader], scale)
 
