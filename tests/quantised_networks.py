@@ -41,7 +41,7 @@ def photographs() -> np.ndarray:
 
 
 def network(seed: int = 0) -> Any:
-    """An `onnx.ModelProto`: four convolutions with Relu and one residual sum, a mean, one linear layer."""
+    """An `onnx.ModelProto`: four convolutions with Relu or SiLU and one residual sum, a mean, one linear layer."""
     random = np.random.default_rng(seed)
     weights: dict[str, Any] = {"axes": np.array([2, 3], np.int64), "scale": np.float32(1 / 64), "middle": np.float32(-1)}
     for name, inputs, size in zip(CONVOLUTIONS, (3, CHANNELS, CHANNELS, CHANNELS), (3, 1, 3, 1), strict=True):
@@ -67,8 +67,9 @@ def network(seed: int = 0) -> Any:
         helper.make_node("Add", ["c", "a_relu"], ["sum"], name="add"),
         helper.make_node("Relu", ["sum"], ["sum_relu"], name="add_relu"),
         convolution("three", "sum_relu", "d"),
-        helper.make_node("Relu", ["d"], ["d_relu"], name="three_relu"),
-        helper.make_node("GlobalAveragePool", ["d_relu"], ["mean"], name="pool"),
+        helper.make_node("Sigmoid", ["d"], ["gate"], name="three_gate"),
+        helper.make_node("Mul", ["d", "gate"], ["silu"], name="three_silu"),
+        helper.make_node("GlobalAveragePool", ["silu"], ["mean"], name="pool"),
         helper.make_node("Flatten", ["mean"], ["features"], name="flatten"),
         helper.make_node("Gemm", ["features", "head_w", "head_b"], ["sex"], name="head"),
     ]

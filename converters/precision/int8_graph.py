@@ -14,7 +14,9 @@ graphs that ONNX Runtime 1.31 and OpenVINO 2026.4 really run, is not the same:
 * ONNX Runtime on a processor with x86 instructions does not fuse an activation where the zero point is 0, so it needs the pair
   on both sides of it; the scale is the same on both, so the second rounding changes nothing. It also needs a pair for each
   reader of its own, or it leaves the readers in float32: it computes in uint8, and turns only pairs with one reader into that.
-  Equal pairs are merged when a file is opened, so their scales are one unit in the last place apart.
+  Equal pairs are merged when a file is opened, so their scales are one unit in the last place apart; and pairs that follow one
+  another are merged, so where a layer without an activation has several readers (SiLU, a residual sum), a Clip that never clips
+  stands between.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ SMALLEST_SCALE = 1e-8
 """A channel of zeros has no scale of its own; TensorRT refuses 0."""
 SELECTING = ("MaxPool", "Relu", "Clip")
 """Operators whose result takes the scale of what they read: they choose or clip numbers."""
-JOINING = ("Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Mul")
+JOINING = ("Sigmoid", "Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Mul")
 """Light operators that may stand between two heavy ones in int8."""
 ACTIVATIONS = ("Relu", "Clip")
 
@@ -144,7 +146,13 @@ def _pair(editor: GraphEditor, plan: _Plan, name: str, largest: float) -> None:
         return
     own = [node for node in readers if id(node) in plan.inside]
     if everyone and (maker.op_type not in SELECTING or len(own) < len(readers)):
-        name = _restore(editor, name, readers, scale)  # a layer of int8 has one QuantizeLinear behind it
+        restored = _restore(editor, name, readers, scale)  # a layer of int8 has one QuantizeLinear behind it
+        ends = [
+            editor.constant(f"{name}/{end}", np.float32(way * largest).reshape(())) for end, way in (("least", -2), ("most", 2))
+        ]
+        name = editor.add("Clip", [restored, *ends], f"{name}/shared")
+        for node in readers:
+            editor.set_inputs(node, [name if read == restored else read for read in node.input])
     for reader in own:
         scale = np.nextafter(scale, np.float32(np.inf))
         _restore(editor, name, [reader], scale)
