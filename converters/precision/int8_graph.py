@@ -148,7 +148,7 @@ def _pair(editor: GraphEditor, plan: _Plan, name: str, largest: float) -> None:
     if everyone and (maker.op_type not in SELECTING or len(own) < len(readers)):
         restored = _restore(editor, name, readers, scale)  # a layer of int8 has one QuantizeLinear behind it
         ends = [
-            editor.constant(f"{name}/{end}", np.float32(way * largest).reshape(())) for end, way in (("least", -2), ("most", 2))
+            editor.constant(f"{name}/{end}", np.asarray(way * largest, np.float32)) for end, way in (("least", -2), ("most", 2))
         ]
         name = editor.add("Clip", [restored, *ends], f"{name}/shared")
         for node in readers:
