@@ -11,6 +11,7 @@ import click
 _COMMANDS = {
     "infer": "Answer photographs with a model.",
     "convert": "Turn a published checkpoint into a verified .onnx file.",
+    "quantize": "Turn an .onnx file into one of lower precision, within its budget.",
     "build": "Turn an .onnx file into a TensorRT engine for this machine.",
     "parity": "Hold a shipped file against its checkpoint on photographs.",
     "certify": "Replay the original's answers on this device; write the certificate.",

@@ -1,0 +1,84 @@
+"""``fundus-rt quantize``: a float32 file becomes one of lower precision whose answers stay within the card's budget."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Turn an .onnx file into one of lower precision, within its budget.")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.onnx")
+@click.option("--precision", required=True, metavar="int8|fp16|RECIPE.json", help="What to make, or a recipe to replay.")
+@click.option("--images", multiple=True, metavar="PATH", help="Photographs.  [default: the package's examples]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.onnx", help="Default: FILE.PRECISION.onnx.")
+@click.option(
+    "--backend", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
+    help="Where it shall run: measured there, and written so that its layers of int8 fuse there.",
+)  # fmt: skip
+@click.option(
+    "--calibration", type=click.Choice(["max", "percentile", "least-squares"]), default="max", show_default=True,
+    help="How the range of an activation is found.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=click.FloatRange(0, min_open=True), help="Largest difference that passes.  [default: the card's]"
+)
+@click.option("--whole", is_flag=True, help="Everything that can be in the precision, without a search.")
+def quantize(
+    file: Path,
+    precision: str,
+    images: tuple[str, ...],
+    output: Path | None,
+    backend: str,
+    calibration: str,
+    tolerance: float | None,
+    whole: bool,
+) -> None:
+    """Write FILE.onnx in lower precision: layers of int8 with Q/DQ pairs that ONNX Runtime, OpenVINO and TensorRT read, or fp16.
+
+    Half of the photographs give the ranges, the others judge: piece by piece of the network, the fastest set of pieces is
+    searched whose answers stay within the tolerance and change no decision. Results of trials are kept in OUT.trials.jsonl, and
+    a second call goes on with them. OUT.recipe.json makes the same file again.
+
+    int8 is measured on the backend; fp16 is judged by an emulation, for a processor computes it in float32.
+
+    Exit status: 0 written; 1 nothing stays within the tolerance, is faster, or ran in int8; 2 the call itself is wrong.
+    """
+    from fundus_rt.benchmarks.precision.quantisation import Progress, QuantiseCall, lines, quantise
+    from fundus_rt.models.registry import EXAMPLE_FOLDER
+    from fundus_rt.runtime.commands.convert import _step
+
+    kind = precision if precision in ("int8", "fp16") else Path(precision).name.split(".")[0]
+    target = output or file.with_suffix(f".{kind}.onnx")
+    call = QuantiseCall(file, precision, target, images or (str(EXAMPLE_FOLDER),), backend, calibration, tolerance, whole)
+    with _trials() as show:
+        try:
+            made = quantise(call, Progress(_step, show))
+        except KeyboardInterrupt:
+            raise click.ClickException("interrupted; every finished trial is kept, the same call goes on with them") from None
+    for line in lines(made):
+        click.echo(line)
+
+
+@contextmanager
+def _trials() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar over trials with the time left on standard error, when that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, most: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
+        tasks: list[int] = []
+
+        def show(what: str, done: int, most: int) -> None:
+            if not tasks:
+                tasks.append(progress.add_task(what, total=most))
+            progress.update(tasks[0], description=what[-60:], completed=done)  # type: ignore[arg-type]
+
+        yield show
