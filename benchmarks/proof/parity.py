@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fundus_rt.benchmarks.proof.answer_cache import opened_cache
-from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card
+from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card, settled_differences
 from fundus_rt.benchmarks.proof.original import OriginalModel
 from fundus_rt.benchmarks.proof.parity_figures import OutputFigures, chosen, figures, further_problems
 from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, answered_rows
@@ -141,6 +142,8 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
             original = OriginalModel(call.checkpoint, author.card, call.architecture, call.trust_pickle, feedback.say)
             kept.callback(original.close)
         _require_same_columns(original.card, pipeline.card, call)
+        settled = settled_differences(pipeline.card, author, original.card)
+        author = dataclasses.replace(author, differences=author.differences + settled)
         cache = opened_cache(feedback.say)
         kept.callback(cache.close)
         rows = ParityRows(original, pipeline, _run_digest(call, original, pipeline), cache, workers)

@@ -43,6 +43,7 @@ def setting(parity: Parity) -> list[str]:
         f"the author's side follows {parity.author.origin}",
     ]
     found += [f"  in the file's own card, {difference}" for difference in parity.author.differences]
+    found += [f"  {sentence}" for sentence in parity.author.taken]
     made_from = parity.own.provenance.get("checkpoint", {}).get("sha256", "")
     if made_from and made_from != parity.original.checkpoint_sha256:
         found.append(f"the file says that it was made from another checkpoint (sha256 {made_from[:16]})")
