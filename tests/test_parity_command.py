@@ -264,6 +264,29 @@ def test_a_left_eye_that_is_not_mirrored_is_found(bench: Bench, tmp_path: Path) 
         assert row["mirrored"]["ours"] is False
 
 
+def test_a_card_that_differs_fails_even_where_no_photograph_shows_it(bench: Bench, tmp_path: Path) -> None:
+    """Right eyes only: a file that would not mirror left ones answers every photograph as the original does."""
+    file = Path(shutil.copy(bench.file("straight", laterality="none"), tmp_path / "straight.onnx"))
+    for name in ("chase_03R.jpg", "haggstrom_right.jpg", "idrid_085.jpg"):
+        shutil.copy(bench.photographs / name, tmp_path / name)
+    words = ("--reference-photographs", "3")
+    done = parity(bench, file, "--card", bench.stated("author", bench.card), *words, images=tmp_path)
+    assert done.exit_code == 1, done.output
+    assert "grade: 0 of 3 decisions changed" in done.stdout
+    assert "FAILED: " in done.stdout and "laterality is 'none', the author's is 'mirror-left'. If that is wanted" in done.stdout
+    assert not (tmp_path / "straight.reference").exists() and not passed_certificates(tmp_path)
+    wanted = dataclasses.replace(bench.card, laterality="none")
+    done = parity(bench, file, "--card", bench.stated("wanted", wanted), *words, images=tmp_path)
+    assert done.exit_code == 0, done.output
+    assert len(passed_certificates(tmp_path)) == 1
+
+
+def passed_certificates(folder: Path) -> list[dict[str, Any]]:
+    """Those that say so, of every file in the folder."""
+    found = (json.loads(path.read_text(encoding="utf-8"))["certificates"] for path in folder.glob("*.parity.json"))
+    return [one for certificates in found for one in certificates if one["verdict"] == "passed"]
+
+
 def test_a_photograph_that_cannot_be_answered_is_listed_and_fails(bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / "some"
     folder.mkdir()
@@ -386,7 +409,8 @@ def test_the_packages_card_speaks_for_the_author_in_all_that_it_states() -> None
         "output age: tolerance is 1000.0, the author's is 0.01",
     )
     assert len(found.taken) == 1 and "times 12, plus 50 is as told at the conversion" in found.taken[0]
-    resolved = dataclasses.replace(found.card, outputs=(dataclasses.replace(found.card.outputs[0], activation="none", columns=1),))
+    settled = dataclasses.replace(found.card.outputs[0], activation="none", columns=1)
+    resolved = dataclasses.replace(found.card, outputs=(settled,))
     assert settled_differences(own, found, resolved) == ("output age: activation is 'sigmoid', by the checkpoint it is 'none'",)
     finer = dataclasses.replace(stated, outputs=(dataclasses.replace(stated.outputs[0], tolerance=0.001),))
     assert author_card(finer, None).card.outputs == finer.outputs and not author_card(finer, None).taken

@@ -23,6 +23,15 @@ class AuthorCard:
     taken: tuple[str, ...] = ()
     """What the author's statement leaves open and was taken from the file's own card, one sentence each."""
 
+    def problems(self) -> list[str]:
+        """A file that says otherwise of itself than the author is wrong even where these photographs do not show it."""
+        if not self.differences:
+            return []
+        return [
+            f"In the file's own card, {'; '.join(self.differences)}. If that is wanted, say so with --card FILE.json, the card "
+            "as it ought to be"
+        ]
+
 
 def author_card(own: ModelCard, named: str | None) -> AuthorCard:
     """The author's statement about a model.
@@ -98,11 +107,15 @@ def _taken(mine: OutputSpec, theirs: OutputSpec, output: OutputSpec) -> list[str
     """What the file's card was asked for, so that a reader can see whether it is right."""
     found = []
     if theirs.labels_assumed and not output.labels_assumed:
-        found.append(f"output {mine.name}: the labels {', '.join(mine.labels)} are those told at the conversion; their order is not "
-                     "published, and this proof does not show that it is right")  # fmt: skip
+        found.append(
+            f"output {mine.name}: the labels {', '.join(mine.labels)} are those told at the conversion; their order is not "
+            "published, and this proof does not show that it is right"
+        )
     if (output.scale, output.offset) != (theirs.scale, theirs.offset):
-        found.append(f"output {mine.name}: times {output.scale:g}, plus {output.offset:g} is as told at the conversion; the author's "
-                     "card states no scale, and this proof does not show that it is right")  # fmt: skip
+        found.append(
+            f"output {mine.name}: times {output.scale:g}, plus {output.offset:g} is as told at the conversion; the author's "
+            "card states no scale, and this proof does not show that it is right"
+        )
     return found
 
 

@@ -153,7 +153,7 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
         problems = [problem for one in found for problem in one.agreement.problems]
         result = Parity(
             call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found, copies,
-            problems + further_problems(found, len(answered.failed)),
+            author.problems() + problems + further_problems(found, len(answered.failed)),
             {**versions("fundus-rt", "onnxruntime", "onnxruntime-gpu"), **original.versions}, peak_memory(), kept,
         )  # fmt: skip
         undone.pop_all()
