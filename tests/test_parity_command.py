@@ -26,6 +26,7 @@ from fundus_rt.models.errors import UsageError
 from fundus_rt.models.references import read_reference
 from fundus_rt.models.registry import EXAMPLE_FOLDER, load_card
 from fundus_rt.runtime.cli import cli
+from fundus_rt.runtime.guarded_session import GuardedSession
 from tests import make_checkpoints as make
 
 torch = pytest.importorskip("torch")
@@ -210,6 +211,30 @@ def test_too_few_photographs_make_no_certificate(bench: Bench, tmp_path: Path, m
     assert done.exit_code == 0, done.output
     assert "no certificate: a certificate needs 8 different photographs at least, got 5" in done.stdout
     assert not (tmp_path / "right.reference").exists() and not (tmp_path / "right.parity.json").exists()
+
+
+def test_a_reference_of_too_few_is_refused_at_once(bench: Bench) -> None:
+    done = run("parity", bench.checkpoint, bench.file("right"), "--reference-photographs", "2")
+    assert done.exit_code == 2 and "2 is too few: a certificate needs 3 photographs" in done.output
+    assert "Opening" not in done.output
+
+
+def test_a_replay_that_fails_fails_the_proof(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that answers batches otherwise than single photographs: the rows agree, the replay does not."""
+    answer = GuardedSession.answer
+
+    def spoilt(self: GuardedSession, frames: np.ndarray) -> Any:
+        answers, backend = answer(self, frames)
+        for numbers in answers.values() if len(frames) > 1 else ():
+            numbers[:] = numbers[::-1].copy()
+        return answers, backend
+
+    monkeypatch.setattr(GuardedSession, "answer", spoilt)
+    file = Path(shutil.copy(bench.file("right"), tmp_path / "right.onnx"))
+    done = parity(bench, file)
+    assert "certificate failed" in done.stdout and "FAILED: " in done.stdout and "PASSED" not in done.stdout
+    assert "replayed for the certificate: grade: " in done.stdout
+    assert done.exit_code == 1
 
 
 def test_no_reference_where_none_is_wanted(bench: Bench, tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ def _certify(parity: Parity, found: Evidence, options: EvidenceOptions, feedback
             found.issued = certify(call.file, None, call.backend, call.device, call.provider, say=feedback.say)
     except CertificateError as error:
         found.not_issued = str(error)
+    else:
+        parity.problems += [f"replayed for the certificate: {problem}" for problem in found.issued.certificate.problems]
 
 
 def _facts(parity: Parity) -> dict[str, Any]:

@@ -11,6 +11,18 @@ from pathlib import Path
 import click
 
 
+def _enough(context: click.Context, option: click.Parameter, count: int) -> int:
+    """Refuse a reference that no certificate can be issued with."""
+    from fundus_rt.models import references
+
+    if count < references.LEAST_PHOTOGRAPHS:
+        raise click.BadParameter(
+            f"{count} is too few: a certificate needs {references.LEAST_PHOTOGRAPHS} photographs at least; with --no-reference "
+            "none is written"
+        )
+    return count
+
+
 @click.command(short_help="Hold a shipped file against its checkpoint on photographs.")
 @click.argument("checkpoint", type=click.Path(path_type=Path), metavar="CHECKPOINT")
 @click.argument("file", metavar="FILE")
@@ -30,8 +42,8 @@ import click
 @click.option("--locate", is_flag=True, help="On failure, find the first node of the graph that is wrong.")
 @click.option("--no-explanation", is_flag=True, help="On failure, do not try which single mistake would give FILE's answers.")
 @click.option("--no-reference", is_flag=True, help="Write no reference and no certificate beside FILE.")
-@click.option("--reference-photographs", type=click.IntRange(1), default=32, show_default=True, metavar="N",
-              help="Photographs in the reference at most.")  # fmt: skip
+@click.option("--reference-photographs", type=int, default=32, show_default=True, metavar="N", callback=_enough,
+              help="Photographs in the reference at most, 8 or more.")  # fmt: skip
 @click.option(
     "--architecture", metavar="timm/NAME|torchvision/NAME|MODULE:FUNCTION", help="The network, as it was said to `convert`."
 )
