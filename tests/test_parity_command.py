@@ -36,7 +36,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 make.skip_without_timm()
 
-from fundus_rt.benchmarks.proof import parity_rows  # noqa: E402 - after the skips
+from fundus_rt.benchmarks.proof import parity_rows, stages  # noqa: E402 - after the skips
 from fundus_rt.benchmarks.proof.author_card import _held_against, author_card, settled_differences  # noqa: E402
 from fundus_rt.benchmarks.proof.original import OriginalModel  # noqa: E402
 
@@ -217,6 +217,50 @@ def test_a_reference_of_too_few_is_refused_at_once(bench: Bench) -> None:
     done = run("parity", bench.checkpoint, bench.file("right"), "--reference-photographs", "2")
     assert done.exit_code == 2 and "2 is too few: a certificate needs 3 photographs" in done.output
     assert "Opening" not in done.output
+
+
+def resaved(bench: Bench, folder: Path) -> Path:
+    """The checkpoint's own weights, saved once more: a file of another SHA-256."""
+    path = folder / "resaved.safetensors"
+    safetensors.save_file(safetensors.load_file(bench.checkpoint), path, {"saved": "again"})
+    return path
+
+
+def test_where_no_certificate_can_be_issued_figures_and_earlier_files_stay(bench: Bench, tmp_path: Path) -> None:
+    file, reference = Path(shutil.copy(bench.file("right"), tmp_path / "right.onnx")), tmp_path / "right.reference"
+    reference.write_bytes(b"of an earlier proof")
+    words = ("--images", bench.photographs, "--stages", "0")
+    done = run("parity", resaved(bench, tmp_path), file, *words, "--report", tmp_path / "first")
+    assert done.exit_code == 0, done.output
+    assert "PASSED: " in done.stdout and "no certificate: the file says that it was made from another checkpoint" in done.stdout
+    assert "no certificate will be written" in done.stderr and "Writing the reference" not in done.stderr
+    assert (tmp_path / "first" / "report.json").is_file() and reference.read_bytes() == b"of an earlier proof"
+    (tmp_path / "right.parity.json").write_text('{"certificates": [], "format": 2}', encoding="utf-8")
+    done = run("parity", bench.checkpoint, file, *words, "--report", tmp_path / "second")
+    assert done.exit_code == 0, done.output
+    assert "PASSED: " in done.stdout and "no certificate: right.parity.json is of a later version" in done.stdout
+    assert (tmp_path / "second" / "report.json").is_file() and reference.read_bytes() == b"of an earlier proof"
+    assert sorted(path.name for path in tmp_path.glob(".*")) in ([], [".right.parity.json.lock"])
+
+
+def test_a_reference_that_cannot_be_written_is_known_at_once(bench: Bench, tmp_path: Path) -> None:
+    file = Path(shutil.copy(bench.file("right"), tmp_path / "right.onnx"))
+    (tmp_path / "right.reference").mkdir()
+    done = parity(bench, file)
+    assert isinstance(done.exception, UsageError) and "--no-reference" in str(done.exception) and not done.output
+
+
+def test_figures_and_report_outlive_an_error_in_what_follows(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> None:
+        raise UsageError("no graph to be had")
+
+    monkeypatch.setattr(stages, "stage_split", broken)
+    done = parity(bench, bench.file("right"), "--report", tmp_path / "report", stages=1)
+    assert isinstance(done.exception, UsageError)
+    assert "0 of 5 decisions changed" in done.stdout and "the proof was broken off: no graph to be had" in done.stdout
+    assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["figures"]["passed"] is False
 
 
 def test_a_replay_that_fails_fails_the_proof(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

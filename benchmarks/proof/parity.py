@@ -26,6 +26,7 @@ from fundus_rt.converters.conversion_report import peak_memory
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
+from fundus_rt.runtime.certification import checkpoint_sha256
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.output import open_output
 from fundus_rt.runtime.pipeline import Pipeline
@@ -102,6 +103,10 @@ class Parity:
         """Whether every photograph was answered, and no patient would have had another answer."""
         return not self.problems
 
+    def other_checkpoint(self) -> str:
+        """That the file says it was made from another checkpoint than it was held against; empty where it does not."""
+        return _other_checkpoint(self.own, self.original)
+
     def sample(self, most: int) -> list[Case]:
         """Photographs that stand for all, read again: the worst, the nearest to an operating point, the rest spread."""
         rows = [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
@@ -142,6 +147,8 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
             original = OriginalModel(call.checkpoint, author.card, call.architecture, call.trust_pickle, feedback.say)
             kept.callback(original.close)
         _require_same_columns(original.card, pipeline.card, call)
+        if other := _other_checkpoint(pipeline.card, original):
+            feedback.say(f"{other}: no certificate will be written")
         settled = settled_differences(pipeline.card, author, original.card)
         author = dataclasses.replace(author, differences=author.differences + settled)
         cache = opened_cache(feedback.say)
@@ -160,6 +167,16 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
         pipeline.close()
     gc.collect()
     return result
+
+
+def _other_checkpoint(own: ModelCard, original: OriginalModel) -> str:
+    made_from = checkpoint_sha256(own)
+    if made_from in ("", original.checkpoint_sha256):
+        return ""
+    return (
+        f"the file says that it was made from another checkpoint (sha256 {made_from:.16}, this one's is "
+        f"{original.checkpoint_sha256:.16})"
+    )
 
 
 def _rows_folder(call: ParityCall, kept: ExitStack) -> Path:

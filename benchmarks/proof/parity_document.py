@@ -90,7 +90,7 @@ def _figures(parity: Parity, more: Evidence) -> dict[str, Any]:
         "node": more.located.node if more.located is not None else None,
         "milliseconds": dict(zip(("original", "file"), means, strict=True)),
         "peak_memory_bytes": parity.peak_memory,
-        "certificate": more.issued.certificate.verdict if more.issued is not None else None,
+        "certificate": more.kept.issued.certificate.verdict if more.kept.issued is not None else None,
     }
 
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fundus_rt.benchmarks.proof.parity import Feedback, Parity
+from fundus_rt.benchmarks.proof.parity_certificate import Kept, certify_passed
+from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
 from fundus_rt.benchmarks.proof.parity_rows import Row
-from fundus_rt.benchmarks.proof.photographs import Case, case_again, photograph_of
+from fundus_rt.benchmarks.proof.photographs import Case, photograph_of
 from fundus_rt.converters.backends import require
 from fundus_rt.models.artifacts import sha256_of_file
-from fundus_rt.models.certificates import card_sha256
-from fundus_rt.models.errors import CertificateError, UsageError
-from fundus_rt.models.references import ReplayReference, reference_path, write_reference
 from fundus_rt.runtime.agreement import OutputAgreement, agreement
-from fundus_rt.runtime.decode import decode
-from fundus_rt.runtime.field_of_view import find_field_of_view
-from fundus_rt.runtime.preprocess import tensor_from_frame
 from fundus_rt.runtime.session import ENGINE_SUFFIX, resolve_model
 
 if TYPE_CHECKING:
@@ -28,7 +22,6 @@ if TYPE_CHECKING:
     from fundus_rt.benchmarks.proof.locate import Located
     from fundus_rt.benchmarks.proof.stages import StageSplit
     from fundus_rt.benchmarks.proof.value_ranges import RangeAudit
-    from fundus_rt.runtime.certify import Issued
 
 GRAPH_STAGES = ("normalisation", "fp32 graph", "lower precision", "engine")
 """Stages whose fault lies in the file's graph, or in what computes it."""
@@ -67,23 +60,24 @@ class Evidence:
     explained: tuple[Explanation, ...] = ()
     located: Located | None = None
     looked_for_node: bool = False
-    reference: Path | None = None
-    in_reference: int = 0
-    """Photographs in the reference."""
-    issued: Issued | None = None
-    not_issued: str = ""
-    """Why there is no reference or certificate; empty where there is."""
+    kept: Kept = field(default_factory=Kept)
+    """The reference and the certificate."""
 
 
-def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback) -> Evidence:
-    """Look into a comparison; what half precision changes counts as a problem of it.
+def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found: Evidence) -> None:
+    """Look into a comparison; what half precision changes, and a replay that does not agree, count as problems of it.
+
+    Args:
+        parity: what was compared.
+        options: how much is looked into.
+        feedback: told what is done.
+        found: filled as things are found, so that an error in a later step loses nothing.
 
     Raises:
         FundusRtError: a photograph changed meanwhile, or a graph cannot be read.
     """
-    found = Evidence()
     if not len(parity.answered.offsets):
-        return found
+        return
     sample = parity.sample(options.stages)
     onnx_file = _onnx_file(parity)
     if sample:
@@ -100,19 +94,7 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback) -> Ev
     if not parity.passed:
         _explain(parity, found, options, onnx_file, feedback)
     else:
-        _certify(parity, found, options, feedback)
-    return found
-
-
-def our_tensors(parity: Parity, cases: Sequence[Case]) -> np.ndarray:
-    """Photographs as the file's network takes them, [N, H, W, 3], BGR, mirrored where the file's card and the eye say so."""
-    mirrors = parity.own.laterality == "mirror-left"
-    tensors = []
-    for case in cases:
-        frame = decode(case.content).frame
-        mirror = mirrors and case.eye == "left"
-        tensors.append(tensor_from_frame(frame, find_field_of_view(frame), parity.own.preprocessing, mirror))
-    return np.stack(tensors)
+        found.kept = certify_passed(parity, options.reference_photographs, feedback)
 
 
 def _onnx_file(parity: Parity) -> Path | None:
@@ -156,11 +138,11 @@ def _explain(parity: Parity, found: Evidence, options: EvidenceOptions, onnx_fil
     from fundus_rt.benchmarks.proof.explanations import explanations
 
     rows = _window(parity)
-    cases = [_case_of(row) for row in rows]
+    cases = [case_of(row) for row in rows]
     if options.explain:
         with feedback.step("Trying which single mistake would explain the answers"):
             photographs = [photograph_of(case, parity.original.card) for case in cases]
-            ours, right = _numbers(rows, "ours", parity), _numbers(rows, "original", parity)
+            ours, right = numbers_of(rows, "ours", parity), numbers_of(rows, "original", parity)
             found.explained = explanations(parity.original, photographs, ours, right)
     blamed = found.split.blamed() if found.split else ()
     if options.locate and onnx_file is not None and set(blamed) & set(GRAPH_STAGES):
@@ -183,62 +165,3 @@ def _window(parity: Parity) -> list[Row]:
     count = len(parity.answered.offsets)
     first = max(0, min(worst - EXPLAINED_ON // 2, count - EXPLAINED_ON))
     return [parity.answered.row(index) for index in range(first, min(first + EXPLAINED_ON, count))]
-
-
-def _case_of(row: Row) -> Case:
-    return case_again(row["file"], row["sha256"], row["eye"]["value"])
-
-
-def _numbers(rows: Sequence[Row], side: str, parity: Parity) -> dict[str, np.ndarray]:
-    """float32 [N, columns] by output, of one side."""
-    return {
-        output.name: np.array([row["outputs"][output.name][side] for row in rows], np.float32)
-        for output in parity.original.card.outputs
-    }
-
-
-def _certify(parity: Parity, found: Evidence, options: EvidenceOptions, feedback: Feedback) -> None:
-    """Write the reference beside the file, and certify this way to compute with it."""
-    from fundus_rt.benchmarks.proof.parity_figures import chosen
-    from fundus_rt.runtime.certify import certify, why_too_few
-
-    path = Path(parity.call.file)
-    if not path.suffix:
-        found.not_issued = f"{parity.call.file} is part of the package: no reference is written beside it"
-    elif not options.reference_photographs:
-        found.not_issued = "no reference was asked for"
-    else:
-        found.not_issued = why_too_few(min(len(parity.answered.offsets), options.reference_photographs))
-    if found.not_issued:
-        return
-    indices = chosen(parity.figures, len(parity.answered.offsets), options.reference_photographs)
-    rows = [parity.answered.row(index) for index in indices]
-    with feedback.step(f"Writing the reference of {len(rows)} photographs"):
-        reference = ReplayReference(
-            our_tensors(parity, [_case_of(row) for row in rows]), _numbers(rows, "original", parity), _facts(parity)
-        )
-        try:
-            write_reference(reference_path(path), reference)
-        except OSError as error:
-            raise UsageError(f"{reference_path(path)} cannot be written ({error.strerror}); say --no-reference") from error
-    found.reference, found.in_reference = reference_path(path), len(rows)
-    call = parity.call
-    try:
-        with feedback.step("Replaying the reference for the certificate"):
-            found.issued = certify(call.file, None, call.backend, call.device, call.provider, say=feedback.say)
-    except CertificateError as error:
-        found.not_issued = str(error)
-    else:
-        parity.problems += [f"replayed for the certificate: {problem}" for problem in found.issued.certificate.problems]
-
-
-def _facts(parity: Parity) -> dict[str, Any]:
-    """What the reference says of its origin: hashes and versions, no names of photographs."""
-    return {
-        "checkpoint_sha256": parity.original.checkpoint_sha256,
-        "card_sha256": card_sha256(parity.own),
-        "network": parity.original.description,
-        "framework": parity.original.framework,
-        "versions": parity.versions,
-        "author_side": parity.author.origin,
-    }
