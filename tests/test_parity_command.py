@@ -22,6 +22,8 @@ from fundus_rt.benchmarks.conversion_case import IMAGENET
 from fundus_rt.converters.shipping import embed_card
 from fundus_rt.models import references
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
+from fundus_rt.models.certificate_store import keep_certificate
+from fundus_rt.models.certificates import Binding
 from fundus_rt.models.errors import UsageError
 from fundus_rt.models.references import read_reference
 from fundus_rt.models.registry import EXAMPLE_FOLDER, load_card
@@ -36,7 +38,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 make.skip_without_timm()
 
-from fundus_rt.benchmarks.proof import parity_rows, stages  # noqa: E402 - after the skips
+from fundus_rt.benchmarks.proof import parity_certificate, parity_rows, stages  # noqa: E402 - after the skips
 from fundus_rt.benchmarks.proof.author_card import _held_against, author_card, settled_differences  # noqa: E402
 from fundus_rt.benchmarks.proof.original import OriginalModel  # noqa: E402
 
@@ -263,6 +265,34 @@ def test_figures_and_report_outlive_an_error_in_what_follows(
     assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))["figures"]["passed"] is False
 
 
+def test_a_failure_takes_the_place_of_an_earlier_pass(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same file and card, first on photographs that do not show the fault, then on all."""
+    changed, calls = bench.file("resize", interpolation="opencv-linear"), []
+    file = Path(shutil.copy(changed, tmp_path / "other.onnx"))
+    own = dataclasses.replace(bench.card.preprocessing, interpolation="opencv-linear")
+    easy = bench.stated("easy", dataclasses.replace(bench.card, preprocessing=own))
+    assert parity(bench, file, "--card", easy).exit_code == 0
+    (passed,) = passed_certificates(tmp_path)
+    infer = ("infer", bench.photographs / "idrid_085.jpg", "--model", file)
+    assert "certificate: passed" in run(*infer).stdout
+    author, unproved = ("--card", bench.stated("author", bench.card)), tmp_path / "one"
+    unproved.mkdir()
+    shutil.copy(bench.photographs / "idrid_085.jpg", unproved / "idrid_085.jpg")
+    assert parity(bench, file, *author, "--no-reference", "--no-explanation").exit_code == 1
+    alike = parity(bench, file, "--card", easy, images=unproved)
+    assert alike.exit_code == 1 and "no certificate: nothing was found that speaks against the file" in alike.stdout
+    assert passed_certificates(tmp_path) == [passed]
+    monkeypatch.setattr(parity_certificate, "keep_certificate", lambda *given: calls.append(given) or keep_certificate(*given))
+    done = parity(bench, file, *author, "--no-explanation")
+    assert done.exit_code == 1 and "certificate failed for onnxruntime" in done.stdout
+    ((_, failed, _),) = calls
+    assert [one.name for one in dataclasses.fields(Binding) if getattr(failed, one.name) != passed[one.name]] == []
+    assert failed.agreement["grade"]["photographs"] == 5 and failed.problems and len(failed.reference_sha256) == 64
+    assert "certificate: failed" in run(*infer).stdout
+    text = (tmp_path / "other.parity.json").read_text(encoding="utf-8")
+    assert not any(Path(name).stem in text for name in PHOTOGRAPHS) and str(tmp_path) not in text
+
+
 def test_a_replay_that_fails_fails_the_proof(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that answers batches otherwise than single photographs: the rows agree, the replay does not."""
     answer = GuardedSession.answer
@@ -303,7 +333,7 @@ def test_another_resize_is_found(bench: Bench, tmp_path: Path) -> None:
         apart[row["file"]] = max(abs(a - b) for a, b in zip(found["ours_values"], found["original_values"], strict=True))
     worst = max(apart, key=lambda name: apart[name])
     assert worst in next(line for line in done.stdout.splitlines() if "largest difference: " in line)
-    assert not file.with_suffix(".reference").exists() and not file.with_suffix(".parity.json").exists()
+    assert not file.with_suffix(".reference").exists() and not passed_certificates(bench.folder)
 
 
 def test_red_and_blue_exchanged_are_found(bench: Bench) -> None:

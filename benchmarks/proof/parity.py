@@ -103,6 +103,10 @@ class Parity:
         """Whether every photograph was answered, and no patient would have had another answer."""
         return not self.problems
 
+    def disproved(self) -> bool:
+        """Whether cards or answers speak against the file. That a photograph could not be answered does not."""
+        return bool(self.author.differences) or any(one.disagrees for one in self.figures)
+
     def other_checkpoint(self) -> str:
         """That the file says it was made from another checkpoint than it was held against; empty where it does not."""
         return _other_checkpoint(self.own, self.original)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import datetime
+import hashlib
+import inspect
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fundus_rt.benchmarks.proof.parity import Feedback, Parity
-from fundus_rt.benchmarks.proof.parity_figures import chosen
+from fundus_rt.benchmarks.proof.parity_figures import chosen, without_places
 from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
-from fundus_rt.models.certificates import card_sha256
+from fundus_rt.models.certificate_store import keep_certificate
+from fundus_rt.models.certificates import FAILED, Certificate, card_sha256
 from fundus_rt.models.errors import FundusRtError, UsageError
 from fundus_rt.models.references import ReplayReference, reference_path, write_reference
-from fundus_rt.runtime.certify import certify, why_too_few
-
-if TYPE_CHECKING:
-    from fundus_rt.runtime.certify import Issued
+from fundus_rt.runtime.certification import binding_of, why_never_certified
+from fundus_rt.runtime.certify import Issued, Replay, certify, why_too_few
+from fundus_rt.runtime.session import resolve_model
 
 
 @dataclass
@@ -91,7 +95,9 @@ def certify_passed(parity: Parity, most: int, feedback: Feedback) -> Kept:
                 frames = our_tensors(parity, [case_of(row) for row in rows])
                 write_reference(path, ReplayReference(frames, numbers_of(rows, "original", parity), _facts(parity)))
             with feedback.step("Replaying the reference for the certificate"):
-                found.issued = certify(call.file, None, call.backend, call.device, call.provider, say=feedback.say)
+                found.issued = certify(
+                    call.file, None, call.backend, call.device, call.provider, say=feedback.say, **_withdrawing()
+                )
     except (FundusRtError, OSError) as error:
         found.not_issued = str(error)
         return found
@@ -116,6 +122,58 @@ def _earlier_put_back(path: Path) -> Iterator[None]:
             else:
                 path.unlink(missing_ok=True)
             raise
+
+
+def certify_failed(parity: Parity, most: int, feedback: Feedback) -> Kept:
+    """Keep a certificate that says that the file, computed in this way, failed: an earlier one that says it passed gives way.
+
+    There is none where nothing speaks against the file: photographs that were not answered, or too much alike.
+    """
+    path, backend = resolve_model(parity.call.file), parity.backend
+    found = Kept(not_issued=why_none(parity, most) or why_never_certified(backend, parity.identity.precision, path))
+    if not found.not_issued and not parity.disproved():
+        found.not_issued = "nothing was found that speaks against the file, and nothing is proved"
+    if found.not_issued:
+        return found
+    computed, onnx_sha256 = path, parity.identity.sha256
+    try:
+        if backend.engine_sha256:
+            session = parity.session()
+            computed, onnx_sha256 = session.engine_path or path, session.onnx_sha256 or onnx_sha256
+            session.close()
+        here = binding_of(backend, parity.own, parity.identity, parity.call.device)
+        certificate = Certificate(
+            **{**dataclasses.asdict(here), "checkpoint_sha256": parity.original.checkpoint_sha256},
+            onnx_sha256=onnx_sha256,
+            reference_sha256=_sha256_of_rows(parity),
+            agreement={one.output.name: without_places(one.agreement.to_dict()) for one in parity.figures},
+            verdict=FAILED,
+            problems=tuple(parity.problems),
+            date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            fundus_rt=parity.versions.get("fundus-rt", "not installed"),
+        )
+        kept = keep_certificate(computed, certificate, feedback.say)
+    except (FundusRtError, OSError) as error:
+        found.not_issued = str(error)
+        return found
+    agreements = tuple(one.agreement for one in parity.figures)
+    found.issued = Issued(certificate, kept, Replay(backend, agreements), len(parity.answered.offsets))
+    return found
+
+
+def _sha256_of_rows(parity: Parity) -> str:
+    """SHA-256, 64 hexadecimal digits, over the photographs' own and the original's answers: what stands for the reference."""
+    digest = hashlib.sha256()
+    for index in range(len(parity.answered.offsets)):
+        digest.update(bytes.fromhex(parity.answered.row(index)["sha256"]))
+        for output in parity.original.card.outputs:
+            digest.update(parity.answered.original[output.name][index].tobytes())
+    return digest.hexdigest()
+
+
+def _withdrawing() -> dict[str, Any]:
+    """Has a pass replace an earlier failure that was found with another reference: the proof was made anew."""
+    return {"withdraw": True} if "withdraw" in inspect.signature(certify).parameters else {}
 
 
 def _facts(parity: Parity) -> dict[str, Any]:

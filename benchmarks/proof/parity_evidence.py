@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fundus_rt.benchmarks.proof.parity import Feedback, Parity
-from fundus_rt.benchmarks.proof.parity_certificate import Kept, certify_passed
+from fundus_rt.benchmarks.proof.parity_certificate import Kept, certify_failed, certify_passed
 from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
 from fundus_rt.benchmarks.proof.parity_rows import Row
 from fundus_rt.benchmarks.proof.photographs import Case, photograph_of
@@ -78,6 +78,8 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found
     """
     if not len(parity.answered.offsets):
         return
+    if failed := not parity.passed:
+        found.kept = certify_failed(parity, options.reference_photographs, feedback)
     sample = parity.sample(options.stages)
     onnx_file = _onnx_file(parity)
     if sample:
@@ -91,10 +93,12 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found
             session.close()
     if parity.identity.precision != "fp32" and parity.backend.device.lower().startswith("cpu"):
         _judge_half(parity, sample or parity.sample(EXPLAINED_ON), found, feedback)
-    if not parity.passed:
-        _explain(parity, found, options, onnx_file, feedback)
-    else:
+    if parity.passed:
         found.kept = certify_passed(parity, options.reference_photographs, feedback)
+        return
+    if not failed:
+        found.kept = certify_failed(parity, options.reference_photographs, feedback)
+    _explain(parity, found, options, onnx_file, feedback)
 
 
 def _onnx_file(parity: Parity) -> Path | None:
