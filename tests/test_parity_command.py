@@ -363,6 +363,28 @@ def test_a_left_eye_that_is_not_mirrored_is_found(bench: Bench, tmp_path: Path) 
         assert row["mirrored"]["ours"] is False
 
 
+def test_the_first_wrong_node_is_looked_for_whenever_the_graph_may_be_at_fault(bench: Bench, tmp_path: Path) -> None:
+    """The classifier's bias is wrong by little beside what another resize does. Where the graph is right, it is said."""
+    onnx = pytest.importorskip("onnx")
+    words = ("--card", bench.stated("author", bench.card), "--locate", "--no-explanation", "--no-reference")
+    model = onnx.load(str(bench.file("resize", interpolation="opencv-linear")))
+    bias = next(one for one in model.graph.initializer if list(one.dims) == [CASE.columns])
+    bias.CopyFrom(
+        onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32([0.3, *[0] * (CASE.columns - 1)]), bias.name)
+    )
+    shipped = card_from_json(next(entry.value for entry in model.metadata_props if entry.key == CARD_KEY))
+    embed_card(model, dataclasses.replace(shipped, canary={}))
+    onnx.save(model, str(tmp_path / "both.onnx"))
+    for stages_asked in (0, 1):
+        done = parity(bench, tmp_path / "both.onnx", *words, stages=stages_asked)
+        assert done.exit_code == 1 and bias.name in done.stdout and "The first tensor beyond the budget" in done.stdout, (
+            done.output
+        )
+    assert "of the difference is the resize" in done.stdout
+    right = parity(bench, bench.file("resize", interpolation="opencv-linear"), *words, stages=1)
+    assert "no node was looked for: no stage of the graph has a part in the difference" in right.stdout
+
+
 def test_a_card_that_differs_fails_even_where_no_photograph_shows_it(bench: Bench, tmp_path: Path) -> None:
     """Right eyes only: a file that would not mirror left ones answers every photograph as the original does."""
     file = Path(shutil.copy(bench.file("straight", laterality="none"), tmp_path / "straight.onnx"))

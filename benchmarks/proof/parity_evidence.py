@@ -60,6 +60,8 @@ class Evidence:
     explained: tuple[Explanation, ...] = ()
     located: Located | None = None
     looked_for_node: bool = False
+    not_located: str = ""
+    """Why the first wrong node was asked for and not looked for; empty where it was not asked for, or looked for."""
     kept: Kept = field(default_factory=Kept)
     """The reference and the certificate."""
 
@@ -148,19 +150,33 @@ def _explain(parity: Parity, found: Evidence, options: EvidenceOptions, onnx_fil
             photographs = [photograph_of(case, parity.original.card) for case in cases]
             ours, right = numbers_of(rows, "ours", parity), numbers_of(rows, "original", parity)
             found.explained = explanations(parity.original, photographs, ours, right)
-    blamed = found.split.blamed() if found.split else ()
-    if options.locate and onnx_file is not None and set(blamed) & set(GRAPH_STAGES):
-        from fundus_rt.benchmarks.proof.graph_runs import has_half
-        from fundus_rt.benchmarks.proof.half_precision import emulated_half
-        from fundus_rt.benchmarks.proof.locate import locate
+    if options.locate:
+        found.not_located = _why_not_located(found.split, onnx_file)
+    if options.locate and onnx_file is not None and not found.not_located:
+        _locate(parity, found, cases[:LOCATED_ON], onnx_file, feedback)
 
-        examined: Any = require("onnx").load(str(onnx_file))
-        if has_half(examined):
-            examined = emulated_half(examined)
-        budget = BUDGETS["fp32" if parity.identity.precision == "fp32" else "lower"]
-        with feedback.step("Looking for the first node that is wrong"):
-            found.located = locate(parity.original.export(), examined, our_tensors(parity, cases[:LOCATED_ON]), budget)
-        found.looked_for_node = True
+
+def _why_not_located(split: StageSplit | None, onnx_file: Path | None) -> str:
+    """Why no node is looked for; empty where one is. Without a split nothing says that the graph has no part in it."""
+    if onnx_file is None:
+        return "there is only an engine, and the .onnx file that it was built from is not beside it"
+    if split is None or any(output.has_part(stage) for output in split.outputs for stage in GRAPH_STAGES):
+        return ""
+    return "no stage of the graph has a part in the difference"
+
+
+def _locate(parity: Parity, found: Evidence, cases: Sequence[Case], onnx_file: Path, feedback: Feedback) -> None:
+    from fundus_rt.benchmarks.proof.graph_runs import has_half
+    from fundus_rt.benchmarks.proof.half_precision import emulated_half
+    from fundus_rt.benchmarks.proof.locate import locate
+
+    examined: Any = require("onnx").load(str(onnx_file))
+    if has_half(examined):
+        examined = emulated_half(examined)
+    budget = BUDGETS["fp32" if parity.identity.precision == "fp32" else "lower"]
+    with feedback.step("Looking for the first node that is wrong"):
+        found.located = locate(parity.original.export(), examined, our_tensors(parity, cases), budget)
+    found.looked_for_node = True
 
 
 def _window(parity: Parity) -> list[Row]:

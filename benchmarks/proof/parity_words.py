@@ -102,6 +102,8 @@ def causes(more: Evidence) -> list[str]:
         found += more.located.sentences()
     elif more.looked_for_node:
         found.append("no node of the graph leaves its budget on the photographs that were looked at")
+    elif more.not_located:
+        found.append(f"no node was looked for: {more.not_located}")
     return found
 
 

@@ -89,6 +89,11 @@ class OutputSplit:
         shares = self.shares()
         return None if shares is None else max(shares, key=lambda stage: shares[stage])
 
+    def has_part(self, stage: str) -> bool:
+        """Whether a stage's differences are more than rounding, and a share that is worth naming."""
+        shares = self.shares()
+        return shares is not None and shares[stage] >= LEAST_SHARE and self.largest(stage) > self.rounding
+
     def largest(self, stage: str) -> float:
         """Largest difference of a stage on one photograph, in the unit; infinite where its answer is not finite."""
         return _largest(self.differences[STAGES.index(stage)])
