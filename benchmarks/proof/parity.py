@@ -18,8 +18,8 @@ from fundus_rt.benchmarks.proof.answer_cache import opened_cache
 from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card, settled_differences
 from fundus_rt.benchmarks.proof.original import OriginalModel
 from fundus_rt.benchmarks.proof.parity_figures import OutputFigures, chosen, figures, further_problems
-from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, answered_rows
-from fundus_rt.benchmarks.proof.photographs import Case, case_again, cases, count_cases
+from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, Row, answered_rows
+from fundus_rt.benchmarks.proof.photographs import Case, cases, count_cases
 from fundus_rt.benchmarks.reports.report_files import prepare_report_folder
 from fundus_rt.converters.backends import versions
 from fundus_rt.converters.conversion_report import peak_memory
@@ -111,10 +111,9 @@ class Parity:
         """That the file says it was made from another checkpoint than it was held against; empty where it does not."""
         return _other_checkpoint(self.own, self.original)
 
-    def sample(self, most: int) -> list[Case]:
-        """Photographs that stand for all, read again: the worst, the nearest to an operating point, the rest spread."""
-        rows = [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
-        return [case_again(row["file"], row["sha256"], row["eye"]["value"]) for row in rows]
+    def sample(self, most: int) -> list[Row]:
+        """Rows of photographs that stand for all: the worst, the nearest to an operating point, the rest spread."""
+        return [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
 
     def session(self) -> GuardedSession:
         """The shipped file, opened as it was for the comparison."""

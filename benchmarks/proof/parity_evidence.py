@@ -82,7 +82,8 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found
         return
     if failed := not parity.passed:
         found.kept = certify_failed(parity, options.reference_photographs, feedback)
-    sample = parity.sample(options.stages)
+    rows = parity.sample(options.stages)
+    sample = [case_of(row) for row in rows]
     onnx_file = _onnx_file(parity)
     if sample:
         from fundus_rt.benchmarks.proof.stages import stage_split
@@ -90,11 +91,11 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found
         session = parity.session()
         try:
             with feedback.step(f"Looking at {len(sample)} photographs stage by stage"):
-                found.split = stage_split(parity.original, session, sample, onnx_file)
+                found.split = stage_split(parity.original, session, sample, onnx_file, numbers_of(rows, "ours", parity))
         finally:
             session.close()
     if parity.identity.precision != "fp32" and parity.backend.device.lower().startswith("cpu"):
-        _judge_half(parity, sample or parity.sample(EXPLAINED_ON), found, feedback)
+        _judge_half(parity, sample or [case_of(row) for row in parity.sample(EXPLAINED_ON)], found, feedback)
     if parity.passed:
         found.kept = certify_passed(parity, options.reference_photographs, feedback)
         return
