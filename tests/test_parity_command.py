@@ -9,6 +9,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -29,6 +30,8 @@ from fundus_rt.models.references import read_reference
 from fundus_rt.models.registry import EXAMPLE_FOLDER, load_card
 from fundus_rt.runtime.cli import cli
 from fundus_rt.runtime.guarded_session import GuardedSession
+from fundus_rt.runtime.onnx_providers import TF32_VARIABLE
+from fundus_rt.runtime.session import BackendInfo, ModelIdentity
 from tests import make_checkpoints as make
 
 torch = pytest.importorskip("torch")
@@ -38,7 +41,8 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 make.skip_without_timm()
 
-from fundus_rt.benchmarks.proof import parity_certificate, parity_rows, stages  # noqa: E402 - after the skips
+from fundus_rt.benchmarks.proof import parity as parity_module  # noqa: E402 - after the skips
+from fundus_rt.benchmarks.proof import parity_certificate, parity_rows, stages  # noqa: E402
 from fundus_rt.benchmarks.proof.author_card import _held_against, author_card, settled_differences  # noqa: E402
 from fundus_rt.benchmarks.proof.original import OriginalModel  # noqa: E402
 
@@ -448,6 +452,21 @@ def test_resume_asks_about_no_photograph_twice(bench: Bench, tmp_path: Path, mon
     asked.clear()
     third = parity(bench, file, "--report", report, "--no-reference", "--resume", "--card", bench.stated("looser", looser))
     assert sum(asked) == 5 and "decided otherwise" in third.stdout and third.exit_code == 1
+
+
+def test_rows_of_another_engine_device_or_rounding_are_not_gone_on_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = parity_module.ParityCall(bench.checkpoint, "right.engine", device="cuda:0")
+    original: Any = SimpleNamespace(checkpoint_sha256="c" * 64, description="", card=bench.card, versions={})
+    digests = set()
+    for engine, device in (("a", "cuda:0"), ("b", "cuda:0"), ("a", "cpu"), ("b", "cpu")):
+        backend = BackendInfo(name="tensorrt", provider="", device=device, version="10", engine_sha256=engine * 64)
+        identity = ModelIdentity("right", "d" * 64, "fp16")
+        pipeline: Any = SimpleNamespace(backend=backend, card=bench.card, identity=identity, asked=("auto", device, "auto"))
+        for rounds in ("0", "1") if device != "cpu" else ("0",):
+            monkeypatch.setenv(TF32_VARIABLE, rounds)
+            digests.add(parity_module._run_digest(call, original, pipeline))
+            assert parity_module._run_digest(call, original, pipeline) in digests
+    assert len(digests) == 6
 
 
 def test_what_the_original_answered_is_kept_without_names(

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -24,10 +25,11 @@ from fundus_rt.benchmarks.reports.report_files import prepare_report_folder
 from fundus_rt.converters.backends import versions
 from fundus_rt.converters.conversion_report import peak_memory
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import UsageError
+from fundus_rt.models.errors import BackendUnavailableError, UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
-from fundus_rt.runtime.certification import checkpoint_sha256
+from fundus_rt.runtime.certification import binding_of, checkpoint_sha256
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
+from fundus_rt.runtime.onnx_providers import TF32_VARIABLE
 from fundus_rt.runtime.output import open_output
 from fundus_rt.runtime.pipeline import Pipeline
 from fundus_rt.runtime.rows import JsonLines
@@ -35,7 +37,7 @@ from fundus_rt.runtime.session import BackendInfo, ModelIdentity, usable_cores
 
 ROWS_FILE = "photographs.jsonl"
 """One row for each photograph, in the folder of the report."""
-FORMAT = 1
+FORMAT = 2
 """Counts up when rows are made in another way, so that earlier ones are not gone on with."""
 
 
@@ -225,11 +227,18 @@ def _require_same_columns(stated: ModelCard, own: ModelCard, call: ParityCall) -
 
 
 def _run_digest(call: ParityCall, original: OriginalModel, pipeline: Pipeline) -> str:
-    """Everything but the photographs that decides the rows: checkpoint, file, cards, backend, libraries."""
-    backend = pipeline.backend
+    """Everything but the photographs that decides the rows: checkpoint, file or engine, cards, what computes, libraries."""
     parts: list[Any] = [
         FORMAT, original.checkpoint_sha256, original.description, original.card.to_json(), original.versions,
-        pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, backend.name, backend.provider, backend.version,
+        pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, _computed_by(call, pipeline),
         versions("fundus-rt"), call.architecture,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _computed_by(call: ParityCall, pipeline: Pipeline) -> list[Any]:
+    """What a certificate of it would be bound to: the engine's bytes, backend, provider, version, kind of device, TF32."""
+    try:
+        return list(dataclasses.astuple(binding_of(pipeline.backend, pipeline.card, pipeline.identity, call.device)))
+    except BackendUnavailableError as error:  # the device cannot be asked what it is
+        return [*dataclasses.astuple(pipeline.backend), os.environ.get(TF32_VARIABLE, "0"), str(error)]
