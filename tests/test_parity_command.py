@@ -8,6 +8,7 @@ import functools
 import json
 import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from fundus_rt.models.registry import EXAMPLE_FOLDER, load_card
 from fundus_rt.runtime.cli import cli
 from fundus_rt.runtime.guarded_session import GuardedSession
 from fundus_rt.runtime.onnx_providers import TF32_VARIABLE
+from fundus_rt.runtime.output import RowWriter
 from fundus_rt.runtime.session import BackendInfo, ModelIdentity
 from tests import make_checkpoints as make
 
@@ -207,6 +209,25 @@ def test_the_reference_holds_our_frames_and_the_originals_answers(bench: Bench, 
     assert not any(Path(name).stem.encode() in content for name in PHOTOGRAPHS)
     certificate = json.loads((tmp_path / "right.parity.json").read_text(encoding="utf-8"))
     assert not any(Path(name).stem in json.dumps(certificate) for name in PHOTOGRAPHS)
+
+
+def test_without_a_report_no_name_of_a_photograph_lies_in_any_folder(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at while the rows are written, which is what a kill at that moment would leave behind."""
+    folder, seen = tmp_path / "temporary", []
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    write = RowWriter.write
+
+    def watched(self: RowWriter, row: Any) -> None:
+        write(self, row)
+        seen.append([path for path in folder.rglob("*") if path.is_file() and b"idrid" in path.read_bytes()])
+
+    monkeypatch.setattr(RowWriter, "write", watched)
+    done = parity(bench, bench.file("right"), "--no-reference")
+    assert done.exit_code == 0 and "0 of 5 decisions changed" in done.stdout, done.output
+    assert seen == [[]] * 5
 
 
 def test_too_few_photographs_make_no_certificate(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fundus_rt.benchmarks.proof.answer_cache import opened_cache
 from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card, settled_differences
@@ -30,7 +30,7 @@ from fundus_rt.models.registry import EXAMPLE_FOLDER
 from fundus_rt.runtime.certification import binding_of, checkpoint_sha256
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.onnx_providers import TF32_VARIABLE
-from fundus_rt.runtime.output import open_output
+from fundus_rt.runtime.output import RowWriter, open_output
 from fundus_rt.runtime.pipeline import Pipeline
 from fundus_rt.runtime.rows import JsonLines
 from fundus_rt.runtime.session import BackendInfo, ModelIdentity, usable_cores
@@ -79,7 +79,7 @@ class Feedback:
 
 @dataclass
 class Parity:
-    """A finished comparison. It holds the original network and a folder of rows until `close`."""
+    """A finished comparison. It holds the original network and the file of rows until `close`."""
 
     call: ParityCall
     original: OriginalModel
@@ -142,7 +142,7 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
     kept = ExitStack()
     with ExitStack() as undone:
         undone.callback(kept.close)
-        folder = _rows_folder(call, kept)
+        rows_file = _rows_file(call)
         with feedback.step("Opening the shipped file"):
             workers = usable_cores()
             pipeline = Pipeline(call.file, call.backend, call.device, threads=1, provider=call.provider)
@@ -159,8 +159,13 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
         cache = opened_cache(feedback.say)
         kept.callback(cache.close)
         rows = ParityRows(original, pipeline, _run_digest(call, original, pipeline), cache, workers)
-        asked, copies = _answer_all(call, rows, folder / ROWS_FILE, feedback)
-        answered = answered_rows(folder / ROWS_FILE, asked, original.card.outputs)
+        if rows_file is None:  # names of patients' photographs: a file without a name goes with the process, however it ends
+            stream: BinaryIO = kept.enter_context(tempfile.TemporaryFile())
+            asked, copies = _answer_all(call, rows, nullcontext(RowWriter(stream, JsonLines())), feedback)
+        else:
+            asked, copies = _answer_all(call, rows, open_output(rows_file, call.resume, JsonLines()), feedback)
+            stream = kept.enter_context(open(rows_file, "rb"))
+        answered = answered_rows(stream, asked, original.card.outputs)
         found = figures(answered, original.card.outputs, pipeline.card.outputs)
         problems = [problem for one in found for problem in one.agreement.problems]
         result = Parity(
@@ -184,21 +189,24 @@ def _other_checkpoint(own: ModelCard, original: OriginalModel) -> str:
     )
 
 
-def _rows_folder(call: ParityCall, kept: ExitStack) -> Path:
+def _rows_file(call: ParityCall) -> Path | None:
+    """Where the rows are kept; None where no report is wanted."""
     if call.report is None:
         if call.resume:
             raise UsageError("--resume goes on with the rows of a --report folder; name it")
-        return Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-parity-")))
+        return None
     prepare_report_folder(call.report)
-    return call.report
+    return call.report / ROWS_FILE
 
 
-def _answer_all(call: ParityCall, rows: ParityRows, path: Path, feedback: Feedback) -> tuple[list[str], int]:
+def _answer_all(
+    call: ParityCall, rows: ParityRows, output: AbstractContextManager[RowWriter], feedback: Feedback
+) -> tuple[list[str], int]:
     """Write the rows that are not there yet; digests of all photographs asked for, and how many were copies of others."""
     asked: dict[str, None] = {}
     done = copies = 0
     with ExitStack() as stack:
-        writer = stack.enter_context(open_output(path, call.resume, JsonLines()))
+        writer = stack.enter_context(output)
         show = stack.enter_context(feedback.bar(lambda: count_cases(call.images, call.list_file)))
         source = cases(call.images, call.list_file)
         while some := list(itertools.islice(source, CHUNK)):
