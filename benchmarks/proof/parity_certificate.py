@@ -19,7 +19,7 @@ from fundus_rt.benchmarks.proof.parity_figures import chosen, without_places
 from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
 from fundus_rt.models.certificate_store import keep_certificate
 from fundus_rt.models.certificates import FAILED, Certificate, card_sha256
-from fundus_rt.models.errors import FundusRtError, UsageError
+from fundus_rt.models.errors import CertificateError, FundusRtError, UsageError
 from fundus_rt.models.references import ReplayReference, reference_path, write_reference
 from fundus_rt.runtime.certification import binding_of, why_never_certified
 from fundus_rt.runtime.certify import Issued, Replay, certify, why_too_few
@@ -48,7 +48,7 @@ def require_room_for_reference(file: str) -> None:
         UsageError: the folder cannot be written, or something else has the reference's name.
     """
     path = Path(file)
-    if not path.suffix:
+    if not path.suffix or not path.exists():  # what is not there is said when it is opened
         return
     reference = reference_path(path)
     if reference.exists() and not reference.is_file():
@@ -80,8 +80,8 @@ def why_none(parity: Parity, most: int) -> str:
 def certify_passed(parity: Parity, most: int, feedback: Feedback) -> Kept:
     """Write the reference beside the file, and certify this way to compute with it.
 
-    A replay that does not agree counts as a problem of the comparison. Where no certificate can be issued, it is said why, and
-    an earlier reference stays in its place.
+    A replay that does not agree counts as a problem of the comparison. Where no certificate can be issued, it is said why; where
+    an error is the reason, an earlier reference stays in its place.
     """
     found = Kept(not_issued=why_none(parity, most) or why_too_few(min(len(parity.answered.offsets), most)))
     if found.not_issued:
@@ -94,15 +94,18 @@ def certify_passed(parity: Parity, most: int, feedback: Feedback) -> Kept:
                 rows = [parity.answered.row(index) for index in indices]
                 frames = our_tensors(parity, [case_of(row) for row in rows])
                 write_reference(path, ReplayReference(frames, numbers_of(rows, "original", parity), _facts(parity)))
+            found.reference, found.in_reference = path, len(indices)
             with feedback.step("Replaying the reference for the certificate"):
-                found.issued = certify(
-                    call.file, None, call.backend, call.device, call.provider, say=feedback.say, **_withdrawing()
-                )
+                try:
+                    found.issued = certify(
+                        call.file, None, call.backend, call.device, call.provider, say=feedback.say, **_withdrawing()
+                    )
+                except CertificateError as error:  # no replay proves anything here: on a GPU the reference can
+                    found.not_issued = str(error)
     except (FundusRtError, OSError) as error:
-        found.not_issued = str(error)
-        return found
-    found.reference, found.in_reference = path, len(indices)
-    parity.problems += [f"replayed for the certificate: {problem}" for problem in found.issued.certificate.problems]
+        return Kept(not_issued=str(error))
+    if found.issued is not None:
+        parity.problems += [f"replayed for the certificate: {problem}" for problem in found.issued.certificate.problems]
     return found
 
 
