@@ -158,8 +158,8 @@ def _add(path: Path, certificate: Certificate, say: Callable[[str], None], withd
         kept = [earlier for earlier in _earlier(path, say) if not _replaces(certificate, earlier, withdraw)]
         if any(one.verdict == FAILED and one.same_binding(certificate) for one in kept) and certificate.verdict == PASSED:
             say(
-                f"{path.name} holds a failure of the same with another reference, which counts until `fundus-rt parity` passes on "
-                "as many photographs"
+                f"{path.name} holds a failure of the same with another reference, which counts until `fundus-rt parity` passes "
+                "on as many photographs"
             )
         text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
         with atomic_path(path) as temporary:

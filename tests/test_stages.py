@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from fundus_rt.converters.parity import reference_tensor  # noqa: E402
 from fundus_rt.converters.shipping import ship  # noqa: E402
 from fundus_rt.models.card import PreprocessingSpec  # noqa: E402
 from fundus_rt.models.errors import UsageError  # noqa: E402
+from fundus_rt.runtime import pipeline as pipeline_module  # noqa: E402
+from fundus_rt.runtime.pipeline import Pipeline  # noqa: E402
+from fundus_rt.runtime.result import Result  # noqa: E402
 from fundus_rt.runtime.session import open_session  # noqa: E402
 from tests import proof_networks as proof  # noqa: E402
 
@@ -187,6 +191,41 @@ def test_two_stages_at_once_are_told_apart_and_add_up(checkpoint: Path, tmp_path
     for index, case in enumerate(cases):
         images = original.inputs([photograph_of(case, original.card)]).images
         np.testing.assert_allclose(output.reference[index], original.answers(images)["age"][0], rtol=1e-6)
+
+
+def pipeline_answers(file: Path) -> dict[str, np.ndarray]:
+    """What a user's call says of the photographs."""
+    with contextlib.closing(Pipeline(str(file), threads=1, check=False)) as pipeline:
+        prepared = [pipeline.prepare_bytes(case.content, {"list": case.eye}) for case in proof.cases()[:3]]
+        found = [pipeline.finish([one])[0] for one in prepared]
+    return {"age": np.stack([one.numbers["age"] for one in found if isinstance(one, Result)])}
+
+
+def test_the_stages_account_for_what_a_users_call_answers(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of the chain is the call's answer. A call that crops beside the field is a stage of its own."""
+    file = proof.convert(checkpoint, tmp_path / "age.onnx")
+    original, session = proof.original_of(checkpoint), open_session(file, threads=1)
+    right = pipeline_answers(file)
+    beside = pipeline_module.crop_box
+    monkeypatch.setattr(pipeline_module, "crop_box", lambda *given: tuple(side + 60 for side in beside(*given)))
+    wrong = pipeline_answers(file)
+    for rows, blamed in ((right, ()), (wrong, ("pipeline",))):
+        found = stage_split(original, session, proof.cases()[:3], file, rows, threads=1)
+        (output,) = found.outputs
+        assert found.blamed() == blamed
+        np.testing.assert_array_equal(output.found, rows["age"].astype(np.float64))
+        np.testing.assert_allclose(output.differences.sum(axis=0), rows["age"] - output.reference, rtol=1e-9)
+    assert output.largest("pipeline") > 0.1 and "100 % of the difference is the pipeline" in output.sentences()[0]
+    assert "the fault lies between them" in output.sentences()[1]
+
+
+def test_a_small_rest_of_a_large_difference_is_named() -> None:
+    found = output_split({"resize": [9.0, 9.0], "pipeline": [0.01, 0.0]})
+    assert "0 % the pipeline" in found.sentences()[0] and "up to 0.01 years otherwise" in found.sentences()[1]
+    rounding = output_split({"resize": [9.0, 9.0], "pipeline": [1e-6, 0.0]})
+    assert "pipeline" not in " ".join(rounding.sentences())
 
 
 def test_cards_of_other_networks_are_refused(checkpoint: Path, tiny_age: Path) -> None:

@@ -19,7 +19,18 @@ class AuthorCard:
     origin: str
     """Whose it is, for the reader."""
     differences: tuple[str, ...]
-    """What the file's own card says otherwise, one phrase each."""
+    """What the file's own card says otherwise, and could decide answers by, one phrase each."""
+    taken: tuple[str, ...] = ()
+    """What the author's statement leaves open and was taken from the file's own card, one sentence each."""
+
+    def problems(self) -> list[str]:
+        """A file that says otherwise of itself than the author is wrong even where these photographs do not show it."""
+        if not self.differences:
+            return []
+        return [
+            f"In the file's own card, {'; '.join(self.differences)}. If that is wanted, say so with --card FILE.json, the card "
+            "as it ought to be"
+        ]
 
 
 def author_card(own: ModelCard, named: str | None) -> AuthorCard:
@@ -27,9 +38,10 @@ def author_card(own: ModelCard, named: str | None) -> AuthorCard:
 
     Args:
         own: the card inside of the shipped file.
-        named: ``--card``: a name or a ``.json`` file; its preprocessing, laterality and outputs count. None: the package's card
-            of the same name, of which preprocessing, laterality and operating points count, for labels, target scale and
-            tolerances may have been given at the conversion; the file's own where the package has none of that name.
+        named: ``--card``: a name or a ``.json`` file. None: the package's card of the same name; the file's own where the package
+            has none of that name. Of a ``.json`` file everything counts. A card of the package leaves two things open that the
+            conversion is told: class labels whose order it only assumes, and the scale and offset of a standardised target,
+            where it states none.
 
     Raises:
         CardError: the named card cannot be read.
@@ -37,36 +49,74 @@ def author_card(own: ModelCard, named: str | None) -> AuthorCard:
     """
     if named is not None:
         stated = load_card(named)
-        return _held_against(own, stated, _stated_outputs(own, stated), f"the card {stated.name} that was given")
+        return _held_against(own, stated, f"the card {stated.name} that was given", open_scale=not named.endswith(".json"))
     try:
         stated = load_card(own.name)
     except CardError:
         plain = dataclasses.replace(own, canary={}, provenance={})
         return AuthorCard(plain, "the file's own card, for the package has none of its name and --card gave none", ())
-    same_points = tuple(
-        dataclasses.replace(mine, threshold=theirs.threshold)
-        for mine, theirs in zip(own.outputs, _same_outputs(own, stated), strict=True)
+    return _held_against(own, stated, f"the package's card {stated.name}", open_scale=True)
+
+
+def settled_differences(own: ModelCard, author: AuthorCard, resolved: ModelCard) -> tuple[str, ...]:
+    """Where the file's own card differs in what the author's left open and the checkpoint itself decided.
+
+    Args:
+        own: the card inside of the shipped file.
+        author: before the checkpoint was opened.
+        resolved: the author's card with the activation that the checkpoint's graph or file decides.
+    """
+    mine = {output.name: output.activation for output in own.outputs}
+    return tuple(
+        f"output {after.name}: activation is {mine[after.name]!r}, by the checkpoint it is {after.activation!r}"
+        for before, after in zip(author.card.outputs, resolved.outputs, strict=True)
+        if before.activation is None and mine[after.name] != after.activation
     )
-    return _held_against(own, stated, same_points, f"the package's card {stated.name}")
 
 
-def _held_against(own: ModelCard, stated: ModelCard, outputs: tuple[OutputSpec, ...], origin: str) -> AuthorCard:
+def _held_against(own: ModelCard, stated: ModelCard, origin: str, open_scale: bool) -> AuthorCard:
+    pairs = list(zip(own.outputs, _same_outputs(own, stated), strict=True))
+    outputs = tuple(_author_output(mine, theirs, open_scale) for mine, theirs in pairs)
     card = dataclasses.replace(stated, outputs=outputs, canary={}, provenance={}).validate()
     found = _differences("preprocessing", own.preprocessing, card.preprocessing, ("assumed",))
     if own.laterality != card.laterality:
         found.append(f"laterality is {own.laterality!r}, the author's is {card.laterality!r}")
-    for mine, theirs in zip(own.outputs, outputs, strict=True):
-        open_fields = tuple(name for name in ("activation", "columns") if getattr(theirs, name) is None)
-        found += _differences(f"output {mine.name}", mine, theirs, (*open_fields, "labels_assumed"))
-    return AuthorCard(card, origin, tuple(found))
+    taken: list[str] = []
+    for (mine, theirs), output in zip(pairs, outputs, strict=True):
+        open_fields = tuple(name for name in ("activation", "columns") if getattr(output, name) is None)
+        found += _differences(f"output {mine.name}", mine, output, (*open_fields, "labels_assumed"))
+        taken += _taken(mine, theirs, output)
+    return AuthorCard(card, origin, tuple(found), tuple(taken))
 
 
-def _stated_outputs(own: ModelCard, stated: ModelCard) -> tuple[OutputSpec, ...]:
-    """The stated outputs; labels whose order is only assumed there give way to those of the conversion."""
-    return tuple(
-        dataclasses.replace(theirs, labels=mine.labels, labels_assumed=mine.labels_assumed) if theirs.labels_assumed else theirs
-        for mine, theirs in zip(own.outputs, _same_outputs(own, stated), strict=True)
+def _author_output(mine: OutputSpec, theirs: OutputSpec, open_scale: bool) -> OutputSpec:
+    """The stated output with what it leaves open as the conversion was told; a smaller tolerance of the file's counts."""
+    told = theirs.labels_assumed and not mine.labels_assumed
+    unscaled = open_scale and theirs.task == "regression" and (theirs.scale, theirs.offset) == (1.0, 0.0)
+    return dataclasses.replace(
+        theirs,
+        labels=mine.labels if told else theirs.labels,
+        labels_assumed=theirs.labels_assumed and not told,
+        scale=mine.scale if unscaled else theirs.scale,
+        offset=mine.offset if unscaled else theirs.offset,
+        tolerance=min(mine.tolerance, theirs.tolerance),
     )
+
+
+def _taken(mine: OutputSpec, theirs: OutputSpec, output: OutputSpec) -> list[str]:
+    """What the file's card was asked for, so that a reader can see whether it is right."""
+    found = []
+    if theirs.labels_assumed and not output.labels_assumed:
+        found.append(
+            f"output {mine.name}: the labels {', '.join(mine.labels)} are those told at the conversion; their order is not "
+            "published, and this proof does not show that it is right"
+        )
+    if (output.scale, output.offset) != (theirs.scale, theirs.offset):
+        found.append(
+            f"output {mine.name}: times {output.scale:g}, plus {output.offset:g} is as told at the conversion; the author's "
+            "card states no scale, and this proof does not show that it is right"
+        )
+    return found
 
 
 def _same_outputs(own: ModelCard, stated: ModelCard) -> list[OutputSpec]:

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fundus_rt.benchmarks.proof.answer_cache import opened_cache
-from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card
+from fundus_rt.benchmarks.proof.author_card import AuthorCard, author_card, settled_differences
 from fundus_rt.benchmarks.proof.original import OriginalModel
 from fundus_rt.benchmarks.proof.parity_figures import OutputFigures, chosen, figures, further_problems
-from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, answered_rows
-from fundus_rt.benchmarks.proof.photographs import Case, case_again, cases, count_cases
+from fundus_rt.benchmarks.proof.parity_rows import CHUNK, Answered, ParityRows, Row, answered_rows
+from fundus_rt.benchmarks.proof.photographs import Case, cases, count_cases
 from fundus_rt.benchmarks.reports.report_files import prepare_report_folder
 from fundus_rt.converters.backends import versions
 from fundus_rt.converters.conversion_report import peak_memory
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.errors import UsageError
+from fundus_rt.models.errors import BackendUnavailableError, UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
+from fundus_rt.runtime.certification import binding_of, checkpoint_sha256
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
-from fundus_rt.runtime.output import open_output
+from fundus_rt.runtime.onnx_providers import TF32_VARIABLE
+from fundus_rt.runtime.output import RowWriter, open_output
 from fundus_rt.runtime.pipeline import Pipeline
 from fundus_rt.runtime.rows import JsonLines
 from fundus_rt.runtime.session import BackendInfo, ModelIdentity, usable_cores
 
 ROWS_FILE = "photographs.jsonl"
 """One row for each photograph, in the folder of the report."""
-FORMAT = 1
+FORMAT = 2
 """Counts up when rows are made in another way, so that earlier ones are not gone on with."""
 
 
@@ -75,7 +79,7 @@ class Feedback:
 
 @dataclass
 class Parity:
-    """A finished comparison. It holds the original network and a folder of rows until `close`."""
+    """A finished comparison. It holds the original network and the file of rows until `close`."""
 
     call: ParityCall
     original: OriginalModel
@@ -101,10 +105,17 @@ class Parity:
         """Whether every photograph was answered, and no patient would have had another answer."""
         return not self.problems
 
-    def sample(self, most: int) -> list[Case]:
-        """Photographs that stand for all, read again: the worst, the nearest to an operating point, the rest spread."""
-        rows = [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
-        return [case_again(row["file"], row["sha256"], row["eye"]["value"]) for row in rows]
+    def disproved(self) -> bool:
+        """Whether cards or answers speak against the file. That a photograph could not be answered does not."""
+        return bool(self.author.differences) or any(one.disagrees for one in self.figures)
+
+    def other_checkpoint(self) -> str:
+        """That the file says it was made from another checkpoint than it was held against; empty where it does not."""
+        return _other_checkpoint(self.own, self.original)
+
+    def sample(self, most: int) -> list[Row]:
+        """Rows of photographs that stand for all: the worst, the nearest to an operating point, the rest spread."""
+        return [self.answered.row(index) for index in chosen(self.figures, len(self.answered.offsets), most)]
 
     def session(self) -> GuardedSession:
         """The shipped file, opened as it was for the comparison."""
@@ -131,7 +142,7 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
     kept = ExitStack()
     with ExitStack() as undone:
         undone.callback(kept.close)
-        folder = _rows_folder(call, kept)
+        rows_file = _rows_file(call)
         with feedback.step("Opening the shipped file"):
             workers = usable_cores()
             pipeline = Pipeline(call.file, call.backend, call.device, threads=1, provider=call.provider)
@@ -141,16 +152,25 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
             original = OriginalModel(call.checkpoint, author.card, call.architecture, call.trust_pickle, feedback.say)
             kept.callback(original.close)
         _require_same_columns(original.card, pipeline.card, call)
+        if other := _other_checkpoint(pipeline.card, original):
+            feedback.say(f"{other}: no certificate will be written")
+        settled = settled_differences(pipeline.card, author, original.card)
+        author = dataclasses.replace(author, differences=author.differences + settled)
         cache = opened_cache(feedback.say)
         kept.callback(cache.close)
         rows = ParityRows(original, pipeline, _run_digest(call, original, pipeline), cache, workers)
-        asked, copies = _answer_all(call, rows, folder / ROWS_FILE, feedback)
-        answered = answered_rows(folder / ROWS_FILE, asked, original.card.outputs)
+        if rows_file is None:  # names of patients' photographs: a file without a name goes with the process, however it ends
+            stream: BinaryIO = kept.enter_context(tempfile.TemporaryFile())
+            asked, copies = _answer_all(call, rows, nullcontext(RowWriter(stream, JsonLines())), feedback)
+        else:
+            asked, copies = _answer_all(call, rows, open_output(rows_file, call.resume, JsonLines()), feedback)
+            stream = kept.enter_context(open(rows_file, "rb"))
+        answered = answered_rows(stream, asked, original.card.outputs)
         found = figures(answered, original.card.outputs, pipeline.card.outputs)
         problems = [problem for one in found for problem in one.agreement.problems]
         result = Parity(
             call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found, copies,
-            problems + further_problems(found, len(answered.failed)),
+            author.problems() + problems + further_problems(found, len(answered.failed)),
             {**versions("fundus-rt", "onnxruntime", "onnxruntime-gpu"), **original.versions}, peak_memory(), kept,
         )  # fmt: skip
         undone.pop_all()
@@ -159,21 +179,34 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
     return result
 
 
-def _rows_folder(call: ParityCall, kept: ExitStack) -> Path:
+def _other_checkpoint(own: ModelCard, original: OriginalModel) -> str:
+    made_from = checkpoint_sha256(own)
+    if made_from in ("", original.checkpoint_sha256):
+        return ""
+    return (
+        f"the file says that it was made from another checkpoint (sha256 {made_from:.16}, this one's is "
+        f"{original.checkpoint_sha256:.16})"
+    )
+
+
+def _rows_file(call: ParityCall) -> Path | None:
+    """Where the rows are kept; None where no report is wanted."""
     if call.report is None:
         if call.resume:
             raise UsageError("--resume goes on with the rows of a --report folder; name it")
-        return Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-parity-")))
+        return None
     prepare_report_folder(call.report)
-    return call.report
+    return call.report / ROWS_FILE
 
 
-def _answer_all(call: ParityCall, rows: ParityRows, path: Path, feedback: Feedback) -> tuple[list[str], int]:
+def _answer_all(
+    call: ParityCall, rows: ParityRows, output: AbstractContextManager[RowWriter], feedback: Feedback
+) -> tuple[list[str], int]:
     """Write the rows that are not there yet; digests of all photographs asked for, and how many were copies of others."""
     asked: dict[str, None] = {}
     done = copies = 0
     with ExitStack() as stack:
-        writer = stack.enter_context(open_output(path, call.resume, JsonLines()))
+        writer = stack.enter_context(output)
         show = stack.enter_context(feedback.bar(lambda: count_cases(call.images, call.list_file)))
         source = cases(call.images, call.list_file)
         while some := list(itertools.islice(source, CHUNK)):
@@ -202,11 +235,18 @@ def _require_same_columns(stated: ModelCard, own: ModelCard, call: ParityCall) -
 
 
 def _run_digest(call: ParityCall, original: OriginalModel, pipeline: Pipeline) -> str:
-    """Everything but the photographs that decides the rows: checkpoint, file, cards, backend, libraries."""
-    backend = pipeline.backend
+    """Everything but the photographs that decides the rows: checkpoint, file or engine, cards, what computes, libraries."""
     parts: list[Any] = [
         FORMAT, original.checkpoint_sha256, original.description, original.card.to_json(), original.versions,
-        pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, backend.name, backend.provider, backend.version,
+        pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, _computed_by(call, pipeline),
         versions("fundus-rt"), call.architecture,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _computed_by(call: ParityCall, pipeline: Pipeline) -> list[Any]:
+    """What a certificate of it would be bound to: the engine's bytes, backend, provider, version, kind of device, TF32."""
+    try:
+        return list(dataclasses.astuple(binding_of(pipeline.backend, pipeline.card, pipeline.identity, call.device)))
+    except BackendUnavailableError as error:  # the device cannot be asked what it is
+        return [*dataclasses.astuple(pipeline.backend), os.environ.get(TF32_VARIABLE, "0"), str(error)]

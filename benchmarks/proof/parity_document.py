@@ -12,7 +12,7 @@ from fundus_rt.benchmarks.environment import environment
 from fundus_rt.benchmarks.proof import parity_words
 from fundus_rt.benchmarks.proof.parity import Parity
 from fundus_rt.benchmarks.proof.parity_evidence import Evidence
-from fundus_rt.benchmarks.proof.parity_figures import OutputFigures
+from fundus_rt.benchmarks.proof.parity_figures import OutputFigures, without_places
 from fundus_rt.benchmarks.proof.photographs import case_again
 from fundus_rt.benchmarks.reports.document import Picture, Plot, ReportDocument, Row, Section, Series, Table, Verdict
 from fundus_rt.benchmarks.reports.numbers import number_in_words
@@ -82,21 +82,16 @@ def _figures(parity: Parity, more: Evidence) -> dict[str, Any]:
         "photographs": len(parity.answered.offsets),
         "not_answered": len(parity.answered.failed),
         "copies": parity.copies,
-        "outputs": {one.output.name: _without_indices(one.agreement.to_dict()) for one in parity.figures},
-        "half_precision": {one.name: _without_indices(one.to_dict()) for one in more.half},
+        "outputs": {one.output.name: without_places(one.agreement.to_dict()) for one in parity.figures},
+        "half_precision": {one.name: without_places(one.to_dict()) for one in more.half},
         "card_differences": list(parity.author.differences),
         "stages": more.split.to_dict() if more.split is not None else None,
         "explanations": [explanation.mistake for explanation in more.explained],
         "node": more.located.node if more.located is not None else None,
         "milliseconds": dict(zip(("original", "file"), means, strict=True)),
         "peak_memory_bytes": parity.peak_memory,
-        "certificate": more.issued.certificate.verdict if more.issued is not None else None,
+        "certificate": more.kept.issued.certificate.verdict if more.kept.issued is not None else None,
     }
-
-
-def _without_indices(found: dict[str, Any]) -> dict[str, Any]:
-    """Figures without the places of photographs in this run, which mean nothing outside of it."""
-    return {name: value for name, value in found.items() if name not in ("changed", "worst")}
 
 
 def _outcome(parity: Parity, one: OutputFigures) -> Section:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fundus_rt.benchmarks.proof.parity import Feedback, Parity
+from fundus_rt.benchmarks.proof.parity_certificate import Kept, certify_failed, certify_passed
+from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
 from fundus_rt.benchmarks.proof.parity_rows import Row
-from fundus_rt.benchmarks.proof.photographs import Case, case_again, photograph_of
+from fundus_rt.benchmarks.proof.photographs import Case, photograph_of
 from fundus_rt.converters.backends import require
 from fundus_rt.models.artifacts import sha256_of_file
-from fundus_rt.models.certificates import card_sha256
-from fundus_rt.models.errors import CertificateError, UsageError
-from fundus_rt.models.references import ReplayReference, reference_path, write_reference
 from fundus_rt.runtime.agreement import OutputAgreement, agreement
-from fundus_rt.runtime.decode import decode
-from fundus_rt.runtime.field_of_view import find_field_of_view
-from fundus_rt.runtime.preprocess import tensor_from_frame
 from fundus_rt.runtime.session import ENGINE_SUFFIX, resolve_model
 
 if TYPE_CHECKING:
@@ -28,7 +22,6 @@ if TYPE_CHECKING:
     from fundus_rt.benchmarks.proof.locate import Located
     from fundus_rt.benchmarks.proof.stages import StageSplit
     from fundus_rt.benchmarks.proof.value_ranges import RangeAudit
-    from fundus_rt.runtime.certify import Issued
 
 GRAPH_STAGES = ("normalisation", "fp32 graph", "lower precision", "engine")
 """Stages whose fault lies in the file's graph, or in what computes it."""
@@ -67,24 +60,30 @@ class Evidence:
     explained: tuple[Explanation, ...] = ()
     located: Located | None = None
     looked_for_node: bool = False
-    reference: Path | None = None
-    in_reference: int = 0
-    """Photographs in the reference."""
-    issued: Issued | None = None
-    not_issued: str = ""
-    """Why there is no reference or certificate; empty where there is."""
+    not_located: str = ""
+    """Why the first wrong node was asked for and not looked for; empty where it was not asked for, or looked for."""
+    kept: Kept = field(default_factory=Kept)
+    """The reference and the certificate."""
 
 
-def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback) -> Evidence:
-    """Look into a comparison; what half precision changes counts as a problem of it.
+def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback, found: Evidence) -> None:
+    """Look into a comparison; what half precision changes, and a replay that does not agree, count as problems of it.
+
+    Args:
+        parity: what was compared.
+        options: how much is looked into.
+        feedback: told what is done.
+        found: filled as things are found, so that an error in a later step loses nothing.
 
     Raises:
         FundusRtError: a photograph changed meanwhile, or a graph cannot be read.
     """
-    found = Evidence()
     if not len(parity.answered.offsets):
-        return found
-    sample = parity.sample(options.stages)
+        return
+    if failed := not parity.passed:
+        found.kept = certify_failed(parity, options.reference_photographs, feedback)
+    rows = parity.sample(options.stages)
+    sample = [case_of(row) for row in rows]
     onnx_file = _onnx_file(parity)
     if sample:
         from fundus_rt.benchmarks.proof.stages import stage_split
@@ -92,27 +91,17 @@ def evidence(parity: Parity, options: EvidenceOptions, feedback: Feedback) -> Ev
         session = parity.session()
         try:
             with feedback.step(f"Looking at {len(sample)} photographs stage by stage"):
-                found.split = stage_split(parity.original, session, sample, onnx_file)
+                found.split = stage_split(parity.original, session, sample, onnx_file, numbers_of(rows, "ours", parity))
         finally:
             session.close()
     if parity.identity.precision != "fp32" and parity.backend.device.lower().startswith("cpu"):
-        _judge_half(parity, sample or parity.sample(EXPLAINED_ON), found, feedback)
-    if not parity.passed:
-        _explain(parity, found, options, onnx_file, feedback)
-    else:
-        _certify(parity, found, options, feedback)
-    return found
-
-
-def our_tensors(parity: Parity, cases: Sequence[Case]) -> np.ndarray:
-    """Photographs as the file's network takes them, [N, H, W, 3], BGR, mirrored where the file's card and the eye say so."""
-    mirrors = parity.own.laterality == "mirror-left"
-    tensors = []
-    for case in cases:
-        frame = decode(case.content).frame
-        mirror = mirrors and case.eye == "left"
-        tensors.append(tensor_from_frame(frame, find_field_of_view(frame), parity.own.preprocessing, mirror))
-    return np.stack(tensors)
+        _judge_half(parity, sample or [case_of(row) for row in parity.sample(EXPLAINED_ON)], found, feedback)
+    if parity.passed:
+        found.kept = certify_passed(parity, options.reference_photographs, feedback)
+        return
+    if not failed:
+        found.kept = certify_failed(parity, options.reference_photographs, feedback)
+    _explain(parity, found, options, onnx_file, feedback)
 
 
 def _onnx_file(parity: Parity) -> Path | None:
@@ -156,25 +145,39 @@ def _explain(parity: Parity, found: Evidence, options: EvidenceOptions, onnx_fil
     from fundus_rt.benchmarks.proof.explanations import explanations
 
     rows = _window(parity)
-    cases = [_case_of(row) for row in rows]
+    cases = [case_of(row) for row in rows]
     if options.explain:
         with feedback.step("Trying which single mistake would explain the answers"):
             photographs = [photograph_of(case, parity.original.card) for case in cases]
-            ours, right = _numbers(rows, "ours", parity), _numbers(rows, "original", parity)
+            ours, right = numbers_of(rows, "ours", parity), numbers_of(rows, "original", parity)
             found.explained = explanations(parity.original, photographs, ours, right)
-    blamed = found.split.blamed() if found.split else ()
-    if options.locate and onnx_file is not None and set(blamed) & set(GRAPH_STAGES):
-        from fundus_rt.benchmarks.proof.graph_runs import has_half
-        from fundus_rt.benchmarks.proof.half_precision import emulated_half
-        from fundus_rt.benchmarks.proof.locate import locate
+    if options.locate:
+        found.not_located = _why_not_located(found.split, onnx_file)
+    if options.locate and onnx_file is not None and not found.not_located:
+        _locate(parity, found, cases[:LOCATED_ON], onnx_file, feedback)
 
-        examined: Any = require("onnx").load(str(onnx_file))
-        if has_half(examined):
-            examined = emulated_half(examined)
-        budget = BUDGETS["fp32" if parity.identity.precision == "fp32" else "lower"]
-        with feedback.step("Looking for the first node that is wrong"):
-            found.located = locate(parity.original.export(), examined, our_tensors(parity, cases[:LOCATED_ON]), budget)
-        found.looked_for_node = True
+
+def _why_not_located(split: StageSplit | None, onnx_file: Path | None) -> str:
+    """Why no node is looked for; empty where one is. Without a split nothing says that the graph has no part in it."""
+    if onnx_file is None:
+        return "there is only an engine, and the .onnx file that it was built from is not beside it"
+    if split is None or any(output.has_part(stage) for output in split.outputs for stage in GRAPH_STAGES):
+        return ""
+    return "no stage of the graph has a part in the difference"
+
+
+def _locate(parity: Parity, found: Evidence, cases: Sequence[Case], onnx_file: Path, feedback: Feedback) -> None:
+    from fundus_rt.benchmarks.proof.graph_runs import has_half
+    from fundus_rt.benchmarks.proof.half_precision import emulated_half
+    from fundus_rt.benchmarks.proof.locate import locate
+
+    examined: Any = require("onnx").load(str(onnx_file))
+    if has_half(examined):
+        examined = emulated_half(examined)
+    budget = BUDGETS["fp32" if parity.identity.precision == "fp32" else "lower"]
+    with feedback.step("Looking for the first node that is wrong"):
+        found.located = locate(parity.original.export(), examined, our_tensors(parity, cases), budget)
+    found.looked_for_node = True
 
 
 def _window(parity: Parity) -> list[Row]:
@@ -183,62 +186,3 @@ def _window(parity: Parity) -> list[Row]:
     count = len(parity.answered.offsets)
     first = max(0, min(worst - EXPLAINED_ON // 2, count - EXPLAINED_ON))
     return [parity.answered.row(index) for index in range(first, min(first + EXPLAINED_ON, count))]
-
-
-def _case_of(row: Row) -> Case:
-    return case_again(row["file"], row["sha256"], row["eye"]["value"])
-
-
-def _numbers(rows: Sequence[Row], side: str, parity: Parity) -> dict[str, np.ndarray]:
-    """float32 [N, columns] by output, of one side."""
-    return {
-        output.name: np.array([row["outputs"][output.name][side] for row in rows], np.float32)
-        for output in parity.original.card.outputs
-    }
-
-
-def _certify(parity: Parity, found: Evidence, options: EvidenceOptions, feedback: Feedback) -> None:
-    """Write the reference beside the file, and certify this way to compute with it."""
-    from fundus_rt.benchmarks.proof.parity_figures import chosen
-    from fundus_rt.runtime.certify import certify, why_too_few
-
-    path = Path(parity.call.file)
-    if not path.suffix:
-        found.not_issued = f"{parity.call.file} is part of the package: no reference is written beside it"
-    elif not options.reference_photographs:
-        found.not_issued = "no reference was asked for"
-    else:
-        found.not_issued = why_too_few(min(len(parity.answered.offsets), options.reference_photographs))
-    if found.not_issued:
-        return
-    indices = chosen(parity.figures, len(parity.answered.offsets), options.reference_photographs)
-    rows = [parity.answered.row(index) for index in indices]
-    with feedback.step(f"Writing the reference of {len(rows)} photographs"):
-        reference = ReplayReference(
-            our_tensors(parity, [_case_of(row) for row in rows]), _numbers(rows, "original", parity), _facts(parity)
-        )
-        try:
-            write_reference(reference_path(path), reference)
-        except OSError as error:
-            raise UsageError(f"{reference_path(path)} cannot be written ({error.strerror}); say --no-reference") from error
-    found.reference, found.in_reference = reference_path(path), len(rows)
-    call = parity.call
-    try:
-        with feedback.step("Replaying the reference for the certificate"):
-            found.issued = certify(
-                call.file, None, call.backend, call.device, call.provider, withdraw=len(parity.answered.offsets), say=feedback.say
-            )
-    except CertificateError as error:
-        found.not_issued = str(error)
-
-
-def _facts(parity: Parity) -> dict[str, Any]:
-    """What the reference says of its origin: hashes and versions, no names of photographs."""
-    return {
-        "checkpoint_sha256": parity.original.checkpoint_sha256,
-        "card_sha256": card_sha256(parity.own),
-        "network": parity.original.description,
-        "framework": parity.original.framework,
-        "versions": parity.versions,
-        "author_side": parity.author.origin,
-    }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fundus_rt.benchmarks.proof.parity_rows import Answered
 from fundus_rt.models.card import OutputSpec
-from fundus_rt.runtime.agreement import OutputAgreement, agreement, decisions, margins, values_in_unit
+from fundus_rt.runtime.agreement import ROUNDING, OutputAgreement, agreement, decisions, margins, values_in_unit
 
 SUM_ERROR = 1e-3
 """How far a probability may lie outside of 0 to 1 by rounding."""
@@ -40,6 +41,13 @@ class OutputFigures:
         """float64 [N]: the largest difference of each photograph, in the output's unit; infinite where one is not finite."""
         difference = np.abs(self.ours - self.original).max(axis=1, initial=0.0)
         return np.where(np.isfinite(difference), difference, np.inf)
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the answers speak against the file; that they are too few or too alike to prove anything does not."""
+        found, finite = self.agreement, self.original[np.isfinite(self.original).all(axis=1)]
+        telling = len(finite) > 0 and bool((np.ptp(finite, axis=0) > ROUNDING * np.abs(finite).max(axis=0)).any())
+        return bool(found.changed or found.beyond_tolerance or (found.problems and telling))
 
     def nearest(self, most: int) -> list[int]:
         """Photographs in the order of their distance to an operating point; none for a regression."""
@@ -98,6 +106,11 @@ def further_problems(found: Sequence[OutputFigures], unanswered: int) -> list[st
                 f"probabilities; the activation {one.output.activation!r} of the card does not fit the network"
             )
     return problems
+
+
+def without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """Figures without the places of photographs in this run, which mean nothing outside of it."""
+    return {name: value for name, value in found.items() if name not in ("changed", "worst")}
 
 
 def chosen(found: Sequence[OutputFigures], photographs: int, most: int) -> list[int]:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -157,7 +156,8 @@ class ParityRows:
 class Answered:
     """All rows of a run, as arrays. N photographs were answered by both sides."""
 
-    path: Path
+    stream: BinaryIO
+    """The rows, open to be read for as long as this is used."""
     offsets: np.ndarray
     """int64 [N]: where each row begins in the file."""
     original: Numbers
@@ -183,17 +183,16 @@ class Answered:
             yield self._at(int(offset))
 
     def _at(self, offset: int) -> Row:
-        with open(self.path, "rb") as stream:
-            stream.seek(offset)
-            row: Row = json.loads(stream.readline().decode("utf-8", "surrogateescape"))
+        self.stream.seek(offset)
+        row: Row = json.loads(self.stream.readline().decode("utf-8", "surrogateescape"))
         return row
 
 
-def answered_rows(path: Path, asked: Iterable[str], outputs: Sequence[OutputSpec]) -> Answered:
+def answered_rows(stream: BinaryIO, asked: Iterable[str], outputs: Sequence[OutputSpec]) -> Answered:
     """Read the rows of the photographs that were asked for; of several for one photograph the finished one counts.
 
     Args:
-        path: ``photographs.jsonl``.
+        stream: ``photographs.jsonl``, to be read; it is kept open by the caller.
         asked: `ParityRows.digest` of each photograph of this run; other rows are another run's.
         outputs: with columns resolved.
     """
@@ -202,21 +201,21 @@ def answered_rows(path: Path, asked: Iterable[str], outputs: Sequence[OutputSpec
     sides = {side: {output.name: array.array("f") for output in outputs} for side in ("original", "ours")}
     failed: dict[bytes, int] = {}
     position = 0
-    with open(path, "rb") as stream:
-        for line in stream:
-            row = json.loads(line.decode("utf-8", "surrogateescape"))
-            digest = bytes.fromhex(row["photograph"])
-            if digest in wanted and row["error"] is not None:
-                failed[digest] = position
-            elif digest in wanted:
-                wanted.discard(digest)
-                failed.pop(digest, None)
-                offsets.append(position)
-                milliseconds.extend(row["timing_ms"].get(side, math.nan) for side in ("original", "ours"))
-                for side, columns in sides.items():
-                    for name, numbers in columns.items():
-                        numbers.extend(_numbers(row["outputs"][name][side]).tolist())
-            position += len(line)
+    stream.seek(0)
+    for line in stream:
+        row = json.loads(line.decode("utf-8", "surrogateescape"))
+        digest = bytes.fromhex(row["photograph"])
+        if digest in wanted and row["error"] is not None:
+            failed[digest] = position
+        elif digest in wanted:
+            wanted.discard(digest)
+            failed.pop(digest, None)
+            offsets.append(position)
+            milliseconds.extend(row["timing_ms"].get(side, math.nan) for side in ("original", "ours"))
+            for side, columns in sides.items():
+                for name, numbers in columns.items():
+                    numbers.extend(_numbers(row["outputs"][name][side]).tolist())
+        position += len(line)
     count = len(offsets)
     original, ours = (
         {name: np.frombuffer(numbers, np.float32).reshape(count, -1) if count else np.zeros((0, 1), np.float32)
@@ -225,7 +224,7 @@ def answered_rows(path: Path, asked: Iterable[str], outputs: Sequence[OutputSpec
     )  # fmt: skip
     places = np.array(offsets, np.int64)
     return Answered(
-        path, places, original, ours, np.array(milliseconds).reshape(count, 2), np.array(list(failed.values()), np.int64)
+        stream, places, original, ours, np.array(milliseconds).reshape(count, 2), np.array(list(failed.values()), np.int64)
     )
 
 

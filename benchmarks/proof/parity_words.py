@@ -43,9 +43,9 @@ def setting(parity: Parity) -> list[str]:
         f"the author's side follows {parity.author.origin}",
     ]
     found += [f"  in the file's own card, {difference}" for difference in parity.author.differences]
-    made_from = parity.own.provenance.get("checkpoint", {}).get("sha256", "")
-    if made_from and made_from != parity.original.checkpoint_sha256:
-        found.append(f"the file says that it was made from another checkpoint (sha256 {made_from[:16]})")
+    found += [f"  {sentence}" for sentence in parity.author.taken]
+    if other := parity.other_checkpoint():
+        found.append(other)
     return found
 
 
@@ -102,25 +102,27 @@ def causes(more: Evidence) -> list[str]:
         found += more.located.sentences()
     elif more.looked_for_node:
         found.append("no node of the graph leaves its budget on the photographs that were looked at")
+    elif more.not_located:
+        found.append(f"no node was looked for: {more.not_located}")
     return found
 
 
 def kept(parity: Parity, more: Evidence) -> list[str]:
     """What was written beside the file."""
     found = []
-    if more.reference is not None:
+    if more.kept.reference is not None:
         public = parity.call.list_file is None and parity.call.images == (str(EXAMPLE_FOLDER),)
         whose = "the package's own examples, which are public" if public else "keep the file as you keep patients' data"
-        found.append(f"wrote {more.reference}: it contains the pixels of {more.in_reference} photographs; {whose}")
-    if more.issued is not None:
-        certificate = more.issued.certificate
+        found.append(f"wrote {more.kept.reference}: it contains the pixels of {more.kept.in_reference} photographs; {whose}")
+    if more.kept.issued is not None:
+        certificate = more.kept.issued.certificate
         found.append(
             f"certificate {certificate.verdict} for {certificate.backend} {certificate.version} on {certificate.device}: "
-            f"{more.issued.path}"
+            f"{more.kept.issued.path}"
         )
         found += [f"  {problem}" for problem in certificate.problems]
-    if more.not_issued:
-        found.append(f"no certificate: {more.not_issued}")
+    if more.kept.not_issued:
+        found.append(f"no certificate: {more.kept.not_issued}")
     return found
 
 

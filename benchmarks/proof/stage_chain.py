@@ -31,7 +31,9 @@ from fundus_rt.runtime import decode, field_of_view, preprocess
 from fundus_rt.runtime.agreement import ROUNDING, values_in_unit
 from fundus_rt.runtime.session import Session
 
-STAGES = ("decode", "field of view", "mirror", "resize", "normalisation", "fp32 graph", "lower precision", "engine")
+PIPELINE = "pipeline"
+"""The rest: what a user's call answers less what its own parts, called one by one, come to."""
+STAGES = ("decode", "field of view", "mirror", "resize", "normalisation", "fp32 graph", "lower precision", "engine", PIPELINE)
 """In the order in which a photograph meets them."""
 
 Values = dict[str, NDArray[np.float64]]
@@ -94,8 +96,12 @@ class Chain:
         self._tensors: dict[Photograph, NDArray[np.float32]] = {}
         self._known: dict[tuple[str, bytes], Values] = {}
 
-    def links(self, case: Case) -> Links:
+    def links(self, case: Case, row: Mapping[str, NDArray[Any]] | None = None) -> Links:
         """The chain of one photograph.
+
+        Args:
+            case: the photograph.
+            row: by output, float32 [columns]: what a user's call answered; None where nobody called, and its stage is empty.
 
         Raises:
             FundusRtError: it cannot be decoded or is no fundus photograph, its eye is not known where a side mirrors left eyes,
@@ -117,9 +123,11 @@ class Chain:
         mapped = self._pixel_map(ours.tensor, states[-1])
         states.append(states[-1] if mapped is IDENTITY else self._framework(self._normalised(mapped(ours.tensor))))
         states.append(self._graph(ours.tensor, mapped))
-        answered = None if self.half and self.on_cpu else self._answered(ours.tensor)
+        session = None if self.half and self.on_cpu and row is None else self._answered(ours.tensor)
+        answered = None if self.half and self.on_cpu else session
         states.append(self._lower(ours.tensor, states[-1], answered))
         states.append(states[-1] if answered is None else answered)
+        states.append(states[-1] if row is None or session is None else self._called(row, session, states[-1]))
         alone = self._each_alone(photograph, theirs_frame, ours, content, mirrored, states, mapped) if self._alone else {}
         return Links(tuple(states), alone)
 
@@ -229,7 +237,8 @@ class Chain:
         elif self.reduced:
             lower = self._run("float file", lambda: with_float_frames(self._model), seen)
         alone["lower precision"] = _less(lower, fp32)
-        alone["engine"] = _less(states[-1], states[-2])  # it takes no other frames than the runtime's
+        for place, stage in ((-2, "engine"), (-1, PIPELINE)):  # they take no other frames than the runtime's
+            alone[stage] = _less(states[place], states[place - 1])
         return alone
 
     def _author_tensor(self, photograph: Photograph) -> NDArray[np.float32]:
@@ -252,6 +261,15 @@ class Chain:
 
     def _answered(self, tensor: NDArray[Any]) -> Values:
         return self._in_unit(self._session.run(np.ascontiguousarray(tensor[None])), self.card)
+
+    def _called(self, row: Mapping[str, NDArray[Any]], session: Values, last: Values) -> Values:
+        """The end of the chain as a user's call gives it. Where half precision is emulated, the call answered in float32 and is
+        held against the session, which did the same."""
+        called = self._in_unit({name: numbers[None] for name, numbers in row.items()}, self.card)
+        if last is session:
+            return called
+        rest = _less(called, session)
+        return {name: last[name] + rest[name] for name in last}
 
     def _run(self, name: str, model: Callable[[], Any], tensor: NDArray[Any]) -> Values:
         if name not in self._opened:

@@ -14,12 +14,13 @@ to the difference of the ends: the stages account for the whole.
 * *lower precision*: the file in place of the fresh export; half precision is emulated
   (`fundus_rt.benchmarks.proof.half_precision`).
 * *engine*: what the opened session answers, in place of the file on ONNX Runtime's CPU.
+* *pipeline*: what a user's call answered, in place of all these parts of it called one by one: whatever they leave out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.benchmarks.proof.original import OriginalModel
 from fundus_rt.benchmarks.proof.photographs import Case
-from fundus_rt.benchmarks.proof.stage_chain import STAGES, Chain, Links
+from fundus_rt.benchmarks.proof.stage_chain import PIPELINE, STAGES, Chain, Links
 from fundus_rt.benchmarks.reports.document import Plot, Section, Series, Table
 from fundus_rt.models.errors import UsageError
 from fundus_rt.runtime.agreement import ROUNDING
@@ -89,6 +90,11 @@ class OutputSplit:
         shares = self.shares()
         return None if shares is None else max(shares, key=lambda stage: shares[stage])
 
+    def has_part(self, stage: str) -> bool:
+        """Whether a stage's differences are more than rounding, and a share that is worth naming."""
+        shares = self.shares()
+        return shares is not None and shares[stage] >= LEAST_SHARE and self.largest(stage) > self.rounding
+
     def largest(self, stage: str) -> float:
         """Largest difference of a stage on one photograph, in the unit; infinite where its answer is not finite."""
         return _largest(self.differences[STAGES.index(stage)])
@@ -107,11 +113,18 @@ class OutputSplit:
             said = [f"{self.name}: of {len(self.reference)} photographs, answers stop to be finite numbers for {named}."]
         else:
             said = []
-        ordered = sorted((stage for stage in STAGES if shares[stage] >= LEAST_SHARE), key=lambda stage: -shares[stage])
+        rest = (PIPELINE,) if self.largest(PIPELINE) > self.rounding else ()
+        named_stages = [stage for stage in STAGES if shares[stage] >= LEAST_SHARE or stage in rest]
+        ordered = sorted(named_stages, key=lambda stage: -shares[stage])
         first = ordered[0]
         sentence = f"{self.name}: {_percent(shares[first])} of the difference is the {first} ({self._size(first)})"
-        rest = ", ".join(f"{_percent(shares[stage])} the {stage}" for stage in ordered[1:])
-        said.append(sentence + (f"; {rest}." if rest else "."))
+        others = ", ".join(f"{_percent(shares[stage])} the {stage}" for stage in ordered[1:])
+        said.append(sentence + (f"; {others}." if others else "."))
+        if rest:
+            said.append(
+                f"{self.name}: a user's call answers up to {self.largest(PIPELINE):.2g} {self.unit} otherwise than its own "
+                "parts, called one by one: the fault lies between them."
+            )
         added = float(np.abs(self.differences).sum(axis=0).max()) if not broken.any() else math.inf
         if whole < CANCELLING * added and math.isfinite(whole):
             said.append(
@@ -207,6 +220,7 @@ def stage_split(
     session: Session,
     cases: Sequence[Case],
     onnx_file: Path | None,
+    rows: Mapping[str, NDArray[Any]] | None = None,
     *,
     alone: bool = True,
     threads: int | None = None,
@@ -222,6 +236,8 @@ def stage_split(
         cases: photographs, with the eye where a card mirrors left eyes. A sample is enough.
         onnx_file: the ``.onnx`` file that `session` runs, or that its engine was built from; None where there is only an engine:
             lower precision and engine are then one stage.
+        rows: by output, float32 [N, columns]: what a user's call answered to the same photographs; None: the stage ``pipeline``
+            is empty.
         alone: also see what each stage does where every other one is the author's; costs another pass or more each.
         threads: of one run of a graph; None for all cores.
         progress: called with one sentence for each photograph.
@@ -237,7 +253,7 @@ def stage_split(
     for index, case in enumerate(cases, start=1):
         if progress is not None:
             progress(f"stage by stage: photograph {index} of {len(cases)}")
-        found.append(chain.links(case))
+        found.append(chain.links(case, rows and {name: numbers[index - 1] for name, numbers in rows.items()}))
     notes = list(chain.notes)
     if chain.half and chain.on_cpu:
         notes.append("The session computes on the CPU, which has no half precision: the stage 'engine' is empty.")

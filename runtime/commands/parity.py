@@ -5,10 +5,27 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fundus_rt.benchmarks.proof.parity import Parity
+    from fundus_rt.benchmarks.proof.parity_evidence import Evidence
+
+
+def _enough(context: click.Context, option: click.Parameter, count: int) -> int:
+    """Refuse a reference that no certificate can be issued with."""
+    from fundus_rt.models import references
+
+    if count < references.LEAST_PHOTOGRAPHS:
+        raise click.BadParameter(
+            f"{count} is too few: a certificate needs {references.LEAST_PHOTOGRAPHS} photographs at least; with --no-reference "
+            "none is written"
+        )
+    return count
 
 
 @click.command(short_help="Hold a shipped file against its checkpoint on photographs.")
@@ -30,8 +47,8 @@ import click
 @click.option("--locate", is_flag=True, help="On failure, find the first node of the graph that is wrong.")
 @click.option("--no-explanation", is_flag=True, help="On failure, do not try which single mistake would give FILE's answers.")
 @click.option("--no-reference", is_flag=True, help="Write no reference and no certificate beside FILE.")
-@click.option("--reference-photographs", type=click.IntRange(1), default=32, show_default=True, metavar="N",
-              help="Photographs in the reference at most.")  # fmt: skip
+@click.option("--reference-photographs", type=int, default=32, show_default=True, metavar="N", callback=_enough,
+              help="Photographs in the reference at most, 8 or more.")  # fmt: skip
 @click.option(
     "--architecture", metavar="timm/NAME|torchvision/NAME|MODULE:FUNCTION", help="The network, as it was said to `convert`."
 )
@@ -68,9 +85,8 @@ def parity(
     Exit status: 0 every photograph was answered alike; 1 not, or one could not be answered; 2 the call itself is wrong.
     """
     from fundus_rt.benchmarks.proof.parity import Feedback, ParityCall, hold_against
-    from fundus_rt.benchmarks.proof.parity_document import document_from_parity
-    from fundus_rt.benchmarks.proof.parity_evidence import EvidenceOptions, evidence
-    from fundus_rt.benchmarks.proof.parity_words import lines
+    from fundus_rt.benchmarks.proof.parity_certificate import require_room_for_reference
+    from fundus_rt.benchmarks.proof.parity_evidence import Evidence, EvidenceOptions, evidence
     from fundus_rt.runtime.commands.convert import _say, _step
 
     if images and list_file:
@@ -80,26 +96,40 @@ def parity(
         architecture=architecture, trust_pickle=trust_pickle, report=report, resume=resume,
     )  # fmt: skip
     call = dataclasses.replace(call, images=images) if images else call
+    if not no_reference:
+        require_room_for_reference(file)
     feedback = Feedback(_say, _step, _photographs)
     try:
         found = hold_against(call, feedback)
     except KeyboardInterrupt:
         how = "with --resume it is gone on" if report else "with --report DIR and --resume it could be gone on"
         raise click.ClickException(f"interrupted; every finished row was written, {how}") from None
+    more = Evidence()
     try:
         options = EvidenceOptions(stages, locate, not no_explanation, 0 if no_reference else reference_photographs)
-        more = evidence(found, options, feedback)
-        for line in lines(found, more):
-            click.echo(line)
-        if report is not None:
-            from fundus_rt.benchmarks.reports.report_files import write_report
-
-            written = write_report(document_from_parity(found, more), report)
-            click.echo(f"report: {written.html}")
+        evidence(found, options, feedback, more)
+    except BaseException as error:
+        found.problems.append(f"the proof was broken off: {str(error) or type(error).__name__}")
+        raise
     finally:
-        found.close()
+        with closing(found):
+            _tell(found, more, report)
     if not found.passed:
         context.exit(1)
+
+
+def _tell(found: Parity, more: Evidence, report: Path | None) -> None:
+    """Print the comparison, and write its report."""
+    from fundus_rt.benchmarks.proof.parity_document import document_from_parity
+    from fundus_rt.benchmarks.proof.parity_words import lines
+
+    for line in lines(found, more):
+        click.echo(line)
+    if report is not None:
+        from fundus_rt.benchmarks.reports.report_files import write_report
+
+        written = write_report(document_from_parity(found, more), report)
+        click.echo(f"report: {written.html}")
 
 
 @contextmanager
