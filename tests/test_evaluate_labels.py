@@ -163,7 +163,7 @@ def test_a_placeholder_is_no_patient(tmp_path: Path) -> None:
 
 
 def test_truths_that_the_card_does_not_know(tmp_path: Path) -> None:
-    eye = OutputSpec("eye", "binary", "probability", 0.001, ("left", "right"), 0.5)
+    eye = OutputSpec("eye", "multiclass", "probability", 0.001, ("left", "right", "neither"))
     card = ModelCard(**{**vars(tiny_card("tiny", "none", AGE)), "outputs": (AGE, eye)})
     table = read(tmp_path, "file,age,eye\na,50,OS\nb,51,od\nc,52,upper\n", card)
     assert table.truths[1][:2, 0].tolist() == [0, 1]

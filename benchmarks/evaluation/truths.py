@@ -149,7 +149,7 @@ def _place(cell: str, output: OutputSpec, meanings: Mapping[str, str]) -> int:
     """The label that a word means, by its place: by the call, by name in any case, or by its number counted from 0."""
     by_name = {label.lower(): place for place, label in enumerate(output.labels)}
     word = meanings.get(cell, cell)
-    if set(by_name) == {"left", "right"}:
+    if {"left", "right"} <= set(by_name):
         word = EYE_WORDS.get(word.lower(), word)
     if word.lower() in by_name:
         return by_name[word.lower()]
