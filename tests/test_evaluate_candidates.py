@@ -23,6 +23,7 @@ from fundus_rt.benchmarks.evaluation.candidates import (
     fed_tensor,
     neighbours,
 )
+from fundus_rt.benchmarks.evaluation.estimates import Values
 from fundus_rt.benchmarks.evaluation.preprocessing_search import CandidateAnswers, search_preprocessing
 from fundus_rt.converters.parity import reference_tensor
 from fundus_rt.models.card import PreprocessingSpec
@@ -32,7 +33,7 @@ from fundus_rt.runtime.cli import cli
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.guarded_session import open_guarded
 from fundus_rt.runtime.session import open_session
-from tests.make_models import AGE, SIZE, half_mean_model, tiny_card, with_canary
+from tests.make_models import AGE, SEX, SIZE, half_mean_model, tiny_card, with_canary
 
 pytest.importorskip("scipy")
 pytest.importorskip("sklearn")
@@ -129,6 +130,44 @@ def test_looking_at_many_candidates_makes_none_look_good(monkeypatch: pytest.Mon
         for seed in range(30)
     )
     assert wrong <= 4  # of 30 at 5 %: more comes up once in 60
+
+
+def answered_classes(scores: Values, positives: int) -> CandidateAnswers:
+    """Two classes by scores [candidates, N]; the first photographs are the positive ones, each of a patient of its own."""
+    truth = (np.arange(scores.shape[1]) < positives).astype(np.float64)[:, None]
+    values = np.stack([1 / (1 + np.exp(scores)), 1 / (1 + np.exp(-scores))], axis=2)
+    return CandidateAnswers(values, np.zeros(scores.shape, np.int64), truth, np.arange(scores.shape[1]))
+
+
+@pytest.mark.parametrize(("positives", "sure"), [(3, False), (19, False), (181, False), (20, True), (100, True)])
+def test_the_rarer_class_decides_whether_there_are_enough(positives: int, sure: bool) -> None:
+    """With 3 positive of 200 a test of equal candidates erred in 16 % of repetitions, so that nothing is called better there."""
+    own = card_candidate(load_card("joir-age"))
+    noise = np.random.default_rng(0).normal(size=(1, 200))
+
+    def ask(tried: Sequence[Candidate]) -> CandidateAnswers:
+        apart = np.array([[3.0 if c.spec.color_order != own.spec.color_order else 0.2] for c in tried])
+        return answered_classes(noise + apart * (np.arange(200) < positives), positives)
+
+    found = search_preprocessing(own, ("color_order",), SEX, ask)
+    assert (found.chosen.name != own.name) == sure and found.sure == sure
+    if not sure:
+        assert f"{min(positives, 200 - positives)} patients of the rarer class are too few" in found.sentence
+
+
+def test_equal_candidates_are_seldom_called_better_at_the_least_number() -> None:
+    """Nine equal candidates, 20 positive of 200: at most one in twenty repetitions may err; 6 or more of 25 have p < 0.002."""
+    own = card_candidate(load_card("joir-age"))
+    erred = 0
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        shared = rng.normal(size=200) + (np.arange(200) < preprocessing_search.FEWEST)
+
+        def ask(tried: Sequence[Candidate], shared: Values = shared, rng: np.random.Generator = rng) -> CandidateAnswers:
+            return answered_classes(shared + 0.6 * rng.normal(size=(len(tried), 200)), preprocessing_search.FEWEST)
+
+        erred += search_preprocessing(own, FIELDS, SEX, ask).chosen.name != own.name
+    assert erred < 6
 
 
 def run(*arguments: object) -> Result:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fundus_rt.models.errors import FundusRtError
+from fundus_rt.benchmarks.evaluation import candidates, preprocessing_trial
+from fundus_rt.models.errors import FundusRtError, UsageError
 from fundus_rt.runtime.cli import cli
 from tests.conftest import Run
 
@@ -171,3 +172,36 @@ def test_a_call_that_is_wrong(examples: Path, tmp_path: Path, tiny_sex: Path) ->
     ):
         done = run(*call, *wrong)
         assert done.exit_code != 0 and said in f"{done.output} {done.exception}", (wrong, done.output)
+
+
+def test_the_report_is_written_whatever_the_terminal_can_show(examples: Path, tmp_path: Path) -> None:
+    """An é in a group's word, a terminal of ASCII; and a claim that one photograph cannot judge is not passed."""
+    labels = tmp_path / "labels.csv"
+    labels.write_bytes("file,sex,camera,note\nidrid_005.jpg,male,Caméra,Ä\n".encode("cp1252"))
+    model, out = Path(__file__).parent / "data" / "tiny_sex.onnx", tmp_path / "report"
+    call = ("evaluate", model, "--labels", labels, "--images", examples, "--report", out, "--by", "note", "--claim", "auc=0.9")
+    refused = run(*call)
+    assert isinstance(refused.exception, FundusRtError) and "--encoding cp1252" in str(refused.exception)
+    done = CliRunner(charset="ascii").invoke(cli, [str(word) for word in (*call, "--encoding", "cp1252", "--resume")])
+    assert done.exit_code == 1 and "by camera, Cam?ra" in done.output, (done.output, done.exception)
+    found = report_of(out)
+    assert found["verdict"]["passed"] is None and found["figures"]["claims"][0]["verdict"] == "cannot be told"
+    assert rows_of(out)[0]["camera"] == "Caméra" and rows_of(out)[0]["labels.note"] == "Ä" and rows_of(out)[0]["note"] == ""
+
+
+def test_candidates_that_cannot_be_compared_cost_no_report(
+    examples: Path, tmp_path: Path, tiny_age: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: object) -> Path:
+        raise UsageError("an engine shows no graph")
+
+    monkeypatch.setattr(candidates, "assumed_fields", lambda card: ("crop_mode",))
+    monkeypatch.setattr(preprocessing_trial, "resolve_model", refuse)
+    labels = write_csv(tmp_path / "labels.csv", "file,age", "idrid_005.jpg,50")
+    out = tmp_path / "report"
+    call = ("evaluate", tiny_age, "--labels", labels, "--images", examples, "--no-check", "--report", out)
+    done = run(*call)
+    assert done.exit_code == 0 and "could not be compared: an engine shows no graph" in done.output, (done.output, done.exception)
+    assert "an engine shows no graph" in (out / "report.html").read_text(encoding="utf-8")
+    asked = run(*call, "--resume", "--candidates", "crop_mode")
+    assert isinstance(asked.exception, UsageError)

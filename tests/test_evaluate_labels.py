@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fundus_rt.benchmarks.evaluation.evaluation import EvaluationOptions, require_sense
 from fundus_rt.benchmarks.evaluation.labels import LabelOptions, LabelTable, read_labels
 from fundus_rt.models.card import ModelCard, OutputSpec
 from fundus_rt.models.errors import UsageError
@@ -112,3 +113,75 @@ def test_calls_that_cannot_be_understood(tmp_path: Path) -> None:
 def test_grades_by_name(tmp_path: Path) -> None:
     table = read(tmp_path, "file,grade\na.jpg,severe\nb.jpg,1\n", GRADE)
     assert table.truths[0][:, 0].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("cell", ["999", "-3", "1e9", '"1,234"', "inf"])
+def test_no_age_that_nobody_has(tmp_path: Path, cell: str) -> None:
+    table = read(tmp_path, f"file,age\na.jpg,61\nb.jpg,{cell}\n", AGE)
+    assert "expected 0 to 120 years" in table.problems[1] and 0 not in table.problems
+    assert table.ages is not None and np.isnan(table.ages[1])
+
+
+def test_what_is_no_table_is_refused_with_its_line(tmp_path: Path) -> None:
+    good = "file,age\na.jpg,61\n\n"
+    for bad, said in (
+        ("b.jpg,63,5\nc.jpg,4\n", "line 4: 3 cells where the header has 2"),
+        ('"b.jpg,63\nc.jpg,4\nd.jpg,5\n', "line 4: unexpected end of data"),
+        (f"{'x' * 140_000},63\n", "line 4: field larger than field limit"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            read(tmp_path, good + bad, AGE)
+    assert len(read(tmp_path, good + "b.jpg,63,,\nc.jpg\n", AGE)) == 3  # empty cells behind the last column say nothing
+
+
+def test_another_encoding_is_refused_until_it_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("file,age,camera\na.jpg,61,Caméra\n".encode("cp1252"))
+    card = tiny_card("tiny", "none", AGE)
+    with pytest.raises(UsageError, match=r"not utf-8 .byte 0xe9.*--encoding cp1252"):
+        read_labels(path, card, LabelOptions())
+    assert read_labels(path, card, LabelOptions(encoding="cp1252")).groups["camera"].names == ("", "Caméra")
+    with pytest.raises(UsageError, match="--encoding klingon is not known"):
+        read_labels(path, card, LabelOptions(encoding="klingon"))
+
+
+def test_columns_in_another_case_or_by_a_usual_name(tmp_path: Path) -> None:
+    table = read(tmp_path, "Filename,Age,Patient_ID,Laterality,Camera\na,63,p1,OD,c\nb,60,p1,OS,d\n", AGE, by=("Camera",))
+    assert table.patients.tolist() == [0, 0] and table.truths[0][:, 0].tolist() == [63, 60]
+    assert [table.listed_eye(place) for place in (0, 1)] == ["right", "left"] and not table.file.doubts
+    assert set(table.groups) == {"eye", "camera"}
+    several = read(tmp_path, "file,age,subject,patient_id\na,63,p1,q\nb,60,p1,r\n", AGE)
+    assert not several.has_patients and len(several.file.doubts) == 2 and "'subject' looks like" in several.file.doubts[0]
+    both = read(tmp_path, "file,age,Patient,patient_id\na,63,p1,q\nb,60,p1,r\n", AGE)
+    assert both.patients.tolist() == [0, 0] and "'patient_id' looks like 'patient'" in both.file.doubts[0]
+
+
+def test_a_placeholder_is_no_patient(tmp_path: Path) -> None:
+    lines = [f"{place},50,{word}" for place, word in enumerate(("-", "-", "NA", "na", "unknown", "Unknown", "p", "p"))]
+    table = read(tmp_path, "\n".join(("file,age,patient", *lines)) + "\n", AGE)
+    assert table.patients.tolist() == [0, 1, 2, 3, 4, 5, 6, 6]
+
+
+def test_truths_that_the_card_does_not_know(tmp_path: Path) -> None:
+    eye = OutputSpec("eye", "multiclass", "probability", 0.001, ("left", "right", "neither"))
+    card = ModelCard(**{**vars(tiny_card("tiny", "none", AGE)), "outputs": (AGE, eye)})
+    table = read(tmp_path, "file,age,eye\na,50,OS\nb,51,od\nc,52,upper\n", card)
+    assert table.truths[1][:2, 0].tolist() == [0, 1]
+    assert (table.misread[1].count, table.misread[1].understood, table.misread[1].line) == (1, 2, 4)
+    require_sense(EvaluationOptions(), table)
+    with pytest.raises(UsageError, match=r"nothing of the column eye is understood; the first says .line 2.: eye is 'upper'"):
+        require_sense(EvaluationOptions(), read(tmp_path, "file,age,eye\na,50,upper\nb,51,\n", card))
+
+
+def test_a_wanted_sensitivity_is_refused_before_the_work(tmp_path: Path) -> None:
+    wanted = EvaluationOptions(0.9)
+    one_sided = read(tmp_path, "file,sex\n" + "".join(f"{place},male\n" for place in range(20)), SEX)
+    with pytest.raises(UsageError, match="20 positive and 0 other photographs; it takes 10 of each"):
+        require_sense(wanted, one_sided)
+    lines = "".join(f"{place},{('male', 'female')[place % 2]}\n" for place in range(20))
+    require_sense(wanted, read(tmp_path, f"file,sex\n{lines}", SEX))
+    grades = read(tmp_path, "file,grade\n" + "".join(f"{place},{place % 3}\n" for place in range(30)), GRADE)
+    require_sense(EvaluationOptions(0.9, referable="mild"), grades)
+    for options in (wanted, EvaluationOptions(0.9, referable="mild", new_card=True)):
+        with pytest.raises(UsageError, match="two classes"):
+            require_sense(options, grades)

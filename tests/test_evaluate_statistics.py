@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from fundus_rt.benchmarks.evaluation.answers import QuestionAnswers
-from fundus_rt.benchmarks.evaluation.claims import Claim, claim_from_text, judged, require_claimable
+from fundus_rt.benchmarks.evaluation.claims import (
+    BETTER,
+    HOLDS,
+    UNKNOWN,
+    Claim,
+    _verdict,
+    claim_from_text,
+    judged,
+    require_claimable,
+)
 from fundus_rt.benchmarks.evaluation.classes import class_figures
 from fundus_rt.benchmarks.evaluation.comparison import compared, holm
-from fundus_rt.benchmarks.evaluation.estimates import bootstrap, estimates, rate, ratio
+from fundus_rt.benchmarks.evaluation.estimates import Estimate, bootstrap, estimates, rate, ratio
 from fundus_rt.benchmarks.evaluation.evaluation import doubts
 from fundus_rt.benchmarks.evaluation.figures import figures_of, referral_answers
 from fundus_rt.benchmarks.evaluation.regression import regression_figures
@@ -258,3 +267,27 @@ def test_exchanged_labels_are_named() -> None:
     assert any("the labels say that they are exchanged" in one for one in said)
     right = question_answers(SEX, 1 - truth, given.values, given.decided)
     assert not doubts(right, figures_of(right))
+
+
+@pytest.mark.parametrize(
+    "text", ["accuracy=55", "auc=97.1", "sensitivity=-0.1", "mae=-1", "qwk=-1.2", "specificity=101%", "auc=nan"]
+)
+def test_a_claim_that_its_figure_cannot_have_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        claim_from_text(text)
+
+
+def test_a_claim_without_its_per_cent_is_told_how_to_be_written() -> None:
+    with pytest.raises(UsageError, match=r"write 0\.55 or 55%"):
+        claim_from_text("accuracy=55")
+    assert claim_from_text("accuracy=55%").value == 0.55 and claim_from_text("mae=55").value == 55
+
+
+def test_an_interval_without_width_supports_no_claim() -> None:
+    """All 24 photographs of 12 patients are right: 12 independent ones bound the rate at 0.025 ** (1 / 12) and no higher."""
+    patients, right = np.repeat(np.arange(12), 2), np.ones(24, np.bool_)
+    found = rate(right, right, patients).estimate()
+    assert found.low == pytest.approx(0.025 ** (1 / 12)) and found.high == 1.0
+    assert _verdict(Claim("", "accuracy", 0.99), found) == HOLDS
+    assert _verdict(Claim("", "accuracy", 0.7), found) == BETTER
+    assert _verdict(Claim("", "mae", 2.39), Estimate(2.0, 2.0, 2.0, "bootstrap")) == UNKNOWN

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fundus_rt.benchmarks.reports.document import PLOT_KINDS, Plot, Series
-from fundus_rt.benchmarks.reports.drawings import MOST_POINTS
+from fundus_rt.benchmarks.reports.drawings import MOST_POINTS, bars_lie, draw_bars
 from fundus_rt.benchmarks.reports.plot_style import COLOURS, label_at_right, text_colour_on, thinned
 from fundus_rt.benchmarks.reports.plots import svg_from_plot
 from fundus_rt.benchmarks.reports.thumbnails import thumbnail
@@ -206,3 +206,15 @@ def test_small_frames_keep_their_size_and_wrong_ones_are_refused() -> None:
             thumbnail(wrong)
     with pytest.raises(UsageError, match="1000 pixels"):
         thumbnail(frame, 1000)
+
+
+@pytest.mark.parametrize("tick", ["a", "a long name that lies"])
+def test_the_value_of_a_bar_stands_where_the_bar_ends(tick: str) -> None:
+    """Not where its interval ends: a bar of 0 with an interval up to 71 has its 0 at 0."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = pyplot.subplots()
+    plot = Plot("bars", "t", "", "%", (Series("s", (0.0, 1.0), (0.0, 20.0), (0.0, 10.0), (71.0, 40.0)),), ticks=(tick, "b"))
+    draw_bars(axes, plot)
+    along = 0 if bars_lie(plot) else 1
+    assert [(text.get_text(), text.xy[along]) for text in axes.texts] == [("0", 0.0), ("20.0", 20.0)]
+    pyplot.close(figure)

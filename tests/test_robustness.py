@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +17,7 @@ from fundus_rt.benchmarks.robustness.degradations import COMBINATIONS
 from fundus_rt.benchmarks.robustness.plan import AS_IT_CAME, Plan, plan_of
 from fundus_rt.benchmarks.robustness.robustness import ROWS
 from fundus_rt.benchmarks.robustness.robustness_document import summary_lines, verdict
+from fundus_rt.benchmarks.robustness.robustness_sections import _first_changes as first_changes
 from fundus_rt.benchmarks.robustness.summary import Summary, summarised
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UsageError
@@ -278,3 +280,37 @@ def test_a_file_with_red_and_blue_swapped_is_told(converted: Path, photographs: 
     assert done.exit_code == 1, done.output
     assert "does not answer as its checkpoint" in done.stderr
     assert "parity: as it came, age" in done.stdout
+
+
+def test_versions_that_were_all_refused_are_not_called_unchanged() -> None:
+    card, plan = card_of("binary"), plan_of("blur", "3,5", 0, 0)
+    name = card.outputs[0].name
+    refused = {(AS_IT_CAME, 0): 0.9, ("blur", 3): None, ("blur", 5): None}
+    all_refused = summarised([row_of(str(n), card, refused) for n in range(50)], card, plan, False)
+    assert first_changes(all_refused, card.outputs[0]) == (
+        "With blur alone every version was refused (100), so nothing is known of its decisions.",
+    )
+    some = summarised([row_of(str(n), card, {**refused, ("blur", 3): 0.8}) for n in range(50)], card, plan, False)
+    assert some.answers[("blur", 3), name].photographs == 50
+    assert first_changes(some, card.outputs[0]) == (
+        "With blur alone no decision changes up to severity 3; 50 refused versions are left out.",
+    )
+
+
+def test_a_long_problem_is_cut_between_words() -> None:
+    card, plan = card_of("binary"), plan_of("blur", "5", 0, 0)
+    row = row_of("a", card, {(AS_IT_CAME, 0): 0.9, ("blur", 5): None})
+    row["versions"][1]["problem"] = " ".join(["mirrored"] * 40)
+    (said,) = summarised([row], card, plan, False).problems
+    assert set(said.split()) == {"mirrored", "..."} and len(said) <= 160
+
+
+def test_the_asked_eye_is_not_refused_for_a_file_name(photographs: Path, tmp_path: Path) -> None:
+    """A mirrored right eye whose name says right: its answer is a left eye, and every version is answered."""
+    mirrored = cv2.imread(str(photographs / "haggstrom_right.jpg"))[:, ::-1]
+    cv2.imwrite(str(tmp_path / "haggstrom_right.png"), np.ascontiguousarray(mirrored))
+    done = run("robustness", "acquisition", "--images", tmp_path / "haggstrom_right.png", "--only", "blur", "--severities", "1",
+               "--report", tmp_path / "report")  # fmt: skip
+    assert done.exit_code == 0, (done.output, done.exception)
+    versions = lines(tmp_path / "report")[0]["versions"]
+    assert [version["problem"] for version in versions] == [None, None] and versions[0]["eye"] == "left"

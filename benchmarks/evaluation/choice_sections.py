@@ -11,7 +11,7 @@ from fundus_rt.benchmarks.evaluation.preprocessing_search import SearchResult
 from fundus_rt.benchmarks.reports.document import Section, Table
 
 
-def operating_point_section(points: dict[str, OperatingPoint | str]) -> Section:
+def operating_point_section(output: str, points: dict[str, OperatingPoint | str]) -> Section:
     """Thresholds for a wanted sensitivity, what they cost, and what they do on photographs not seen in choosing."""
     sentences, rows = [], []
     for name, point in points.items():
@@ -37,7 +37,7 @@ def operating_point_section(points: dict[str, OperatingPoint | str]) -> Section:
         )
     columns = ("question", "threshold", "sensitivity here", "specificity here", "sensitivity, unseen", "specificity, unseen")
     table = Table("Operating points", columns, tuple(rows), "Unseen: chosen on nine tenths of the patients, asked on the rest.")
-    return Section("Operating point for a wanted sensitivity", tuple(sentences), (table,) if rows else ())
+    return Section(f"{output}: operating point for a wanted sensitivity", tuple(sentences), (table,) if rows else ())
 
 
 def search_section(search: SearchResult | None, notes: Sequence[str]) -> Section:

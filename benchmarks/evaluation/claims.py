@@ -20,6 +20,12 @@ _CLAIMABLE = {
     "multilabel": _TWO_CLASSES,
     "multiclass": ("accuracy", "quadratic_kappa"),
 }
+_RANGES = {
+    **dict.fromkeys((*_TWO_CLASSES, "accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("correlation", "quadratic_kappa"), (-1.0, 1.0)),
+    **dict.fromkeys(("mae", "rmse"), (0.0, math.inf)),
+}
+"""What each figure can be."""
 _LOWER_IS_BETTER = ("mae", "rmse", "brier")
 _WORDS = {"qwk": "quadratic_kappa", "kappa": "quadratic_kappa"}
 
@@ -54,7 +60,7 @@ def claim_from_text(text: str) -> Claim:
     """``mae=2.39``, ``sex.auc=0.971`` or ``accuracy=91.2%``.
 
     Raises:
-        UsageError: another form, or no number.
+        UsageError: another form, no number, or one that the figure cannot have.
     """
     name, _, number = text.rpartition("=")
     output, _, figure = name.strip().rpartition(".")
@@ -65,7 +71,12 @@ def claim_from_text(text: str) -> Claim:
         value = math.nan
     if not figure or not math.isfinite(value):
         raise UsageError(f"got the claim {text!r}, expected NAME=NUMBER such as mae=2.39, auc=0.971 or sex.accuracy=91.2%")
-    return Claim(output, _WORDS.get(figure.lower(), figure.lower()), value)
+    figure = _WORDS.get(figure.lower(), figure.lower())
+    low, high = _RANGES.get(figure, (-math.inf, math.inf))
+    if not low <= value <= high:
+        hint = f"; write {value / 100:g} or {value:g}%" if 1 < value <= 100 and high == 1 else ""
+        raise UsageError(f"got the claim {text!r}, but {figure.replace('_', ' ')} lies between {low:g} and {high:g}{hint}")
+    return Claim(output, figure, value)
 
 
 def require_claimable(claims: Sequence[Claim], questions: Sequence[Question]) -> None:
@@ -108,6 +119,8 @@ def judged(claim: Claim, questions: Sequence[Question], figures: Mapping[str, Qu
 
 def _verdict(claim: Claim, measured: Estimate) -> str:
     if measured.low is None or measured.high is None or math.isnan(measured.value):
+        return UNKNOWN
+    if math.isclose(measured.low, measured.high, rel_tol=1e-9):  # an interval without width: resampling could not tell
         return UNKNOWN
     if measured.low <= claim.value <= measured.high:
         return HOLDS

@@ -26,7 +26,8 @@ METRICS = {
 LEVEL = 0.05
 """Adjusted probability below which a difference is called one."""
 FEWEST = 20
-"""Patients below which no preprocessing is called better: resampled probabilities are not to be trusted then."""
+"""Patients, of classes those of the rarer side, below which no preprocessing is called better: with 3 positive of 200 patients
+DeLong's test calls one of nine equal candidates better three times as often as it should, with 20 no longer."""
 
 
 @dataclass(frozen=True)

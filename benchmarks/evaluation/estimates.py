@@ -168,6 +168,12 @@ def renumbered(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(np.unique(clusters, return_inverse=True)[1], np.int64).reshape(-1)
 
 
+def one_of_each(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places [K] of one photograph of each patient, drawn with `SEED`: photographs that are independent of each other."""
+    order = np.random.default_rng(SEED).permutation(len(clusters))
+    return np.asarray(order[np.unique(clusters[order], return_index=True)[1]], np.int64)
+
+
 def rate(happened: NDArray[np.bool_], among: NDArray[np.bool_], clusters: NDArray[np.int64]) -> Rate:
     """How often something happened among some of the photographs.
 
@@ -181,4 +187,17 @@ def rate(happened: NDArray[np.bool_], among: NDArray[np.bool_], clusters: NDArra
         return Rate(count, of)
     columns = np.stack([happened & among, among], axis=1).astype(np.float64)
     found = estimates(ratio, columns, clusters)[0]
+    if found.low is None or found.high is None or math.isclose(found.low, found.high, rel_tol=1e-9):
+        found = _exact_by_patient(found.value, len(np.unique(clusters[among])))
     return Rate(count, of, found)
+
+
+def _exact_by_patient(value: float, patients: int) -> Estimate:
+    """The exact interval of as many independent photographs as there are patients, for a rate that resampling cannot bound.
+
+    Where all photographs of all patients are alike, every resample is the same and its interval has no width, which no finite
+    number of patients supports. Parts of a patient are rounded outwards.
+    """
+    low = clopper_pearson(math.floor(value * patients + 1e-9), patients)[0]
+    high = clopper_pearson(math.ceil(value * patients - 1e-9), patients)[1]
+    return Estimate(value, low, high, "exact, by patient")

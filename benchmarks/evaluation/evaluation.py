@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from fundus_rt.benchmarks.evaluation.answers import (
     Answered,
@@ -19,7 +21,7 @@ from fundus_rt.benchmarks.evaluation.estimates import RESAMPLES
 from fundus_rt.benchmarks.evaluation.figures import QuestionFigures, figures_of, referral_answers, two_class_answers
 from fundus_rt.benchmarks.evaluation.groups import GroupFigures, group_figures
 from fundus_rt.benchmarks.evaluation.labels import LabelTable
-from fundus_rt.benchmarks.evaluation.operating_points import OperatingPoint, operating_point
+from fundus_rt.benchmarks.evaluation.operating_points import OperatingPoint, operating_point, why_too_few
 from fundus_rt.benchmarks.evaluation.preprocessing_search import SearchResult
 from fundus_rt.benchmarks.evaluation.two_classes import TwoClassAnswers, TwoClassFigures, two_class_figures
 from fundus_rt.models.errors import UsageError
@@ -40,6 +42,8 @@ class EvaluationOptions:
     """What has to reach it, see `fundus_rt.benchmarks.evaluation.operating_points.AIMS`."""
     referable: str | None = None
     """The least grade that is referred: also measure it or worse as two classes."""
+    new_card: bool = False
+    """The operating point of an output with two classes is to be written into a new card."""
     claims: tuple[Claim, ...] = ()
     resamples: int = RESAMPLES
 
@@ -116,13 +120,55 @@ def require_sense(options: EvaluationOptions, table: LabelTable) -> None:
     """Refuse what cannot be measured, before hours of answering.
 
     Raises:
-        UsageError: a claim or a grade that names nothing of what the table can ask.
+        UsageError: a claim or a grade that names nothing of what the table can ask, a column with the truth of which nothing
+            is understood, or too few labels to choose an operating point by.
     """
+    for question, misread in zip(table.questions, table.misread, strict=True):
+        if misread.count and not misread.understood:
+            columns = ", ".join(question.columns)
+            raise UsageError(
+                f"nothing of the column {columns} is understood; the first says (line {misread.line}): {misread.said}"
+            )
     require_claimable(options.claims, table.questions)
     grades = [question.output for question in table.questions if question.output.task == "multiclass"]
     if options.referable is not None and not any(options.referable in output.labels[1:] for output in grades):
         known = ", ".join(label for output in grades for label in output.labels[1:])
         raise UsageError(f"got --referable {options.referable}; expected one of {known or 'the grades of a multiclass output'}")
+    if options.sensitivity is not None:
+        _require_enough(options, table)
+
+
+def _require_enough(options: EvaluationOptions, table: LabelTable) -> None:
+    """Refuse a wanted sensitivity that the labels alone rule out.
+
+    Raises:
+        UsageError: no question with two classes has enough labels of both; for a new card, no output with two classes has.
+    """
+    lacking = [why_too_few(*sides) for sides in _sides(options, table)]
+    if lacking and all(lacking):
+        raise UsageError("; ".join(lacking))
+    if not lacking:
+        kind = "an output with two classes" if options.new_card else "two classes, or --referable LABEL of grades"
+        raise UsageError(f"--sensitivity chooses an operating point of {kind}; the labels ask for nothing of that kind")
+
+
+def _sides(options: EvaluationOptions, table: LabelTable) -> Iterator[tuple[str, int, int]]:
+    """Each question with two classes that counts for the call, and its labelled lines of the positive and the other class."""
+    usable = np.ones(len(table), np.bool_)
+    usable[list(table.problems)] = False
+    for question, truths in zip(table.questions, table.truths, strict=True):
+        output = question.output
+        if output.task == "binary":
+            columns = {output.name: truths[:, 0]}
+        elif output.task == "multilabel" and not options.new_card:
+            columns = {f"{output.name}.{label}": truths[:, place] for place, label in enumerate(output.labels)}
+        elif output.task == "multiclass" and options.referable in output.labels[1:] and not options.new_card:
+            least = output.labels.index(options.referable)
+            columns = {"referral": np.where(np.isnan(truths[:, 0]), np.nan, truths[:, 0] >= least)}
+        else:
+            continue
+        for name, column in columns.items():
+            yield name, int((column[usable] == 1).sum()), int((column[usable] == 0).sum())
 
 
 def evaluate(pipeline: Pipeline, answered: Answered, options: EvaluationOptions, progress: Progress) -> Evaluation:

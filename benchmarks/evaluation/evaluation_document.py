@@ -12,7 +12,7 @@ import numpy as np
 from fundus_rt.benchmarks.environment import environment
 from fundus_rt.benchmarks.evaluation.answers import Answered, QuestionAnswers
 from fundus_rt.benchmarks.evaluation.choice_sections import operating_point_section, search_section
-from fundus_rt.benchmarks.evaluation.claims import WORSE
+from fundus_rt.benchmarks.evaluation.claims import UNKNOWN, WORSE
 from fundus_rt.benchmarks.evaluation.evaluation import Evaluation
 from fundus_rt.benchmarks.evaluation.sections import figure_sections, group_section, two_class_section
 from fundus_rt.benchmarks.reports.document import Picture, ReportDocument, Section, Table, Verdict
@@ -36,7 +36,7 @@ def evaluation_document(evaluation: Evaluation) -> ReportDocument:
         if result.referral is not None:
             sections.append(two_class_section(result.referral.question, result.referral, ()))
         if result.points:
-            sections.append(operating_point_section(result.points))
+            sections.append(operating_point_section(name, result.points))
         if result.groups:
             sections.append(group_section(name, result.groups, result.answers.question.output.unit))
         sections.append(_worst_section(answered, result.answers))
@@ -59,8 +59,9 @@ def verdict_of(evaluation: Evaluation) -> Verdict:
     counted = f"{evaluation.counted} of {len(evaluation.answered.table)} labelled photographs were measured"
     if not evaluation.claims:
         return Verdict(None, f"{counted}; no published figure was held against them (--claim mae=2.39)")
-    wrong = [claim for claim in evaluation.claims if claim.verdict == WORSE]
-    return Verdict(not wrong, f"{counted}. {'. '.join(claim.sentence for claim in evaluation.claims)}")
+    verdicts = {claim.verdict for claim in evaluation.claims}
+    passed = False if WORSE in verdicts else None if UNKNOWN in verdicts else True
+    return Verdict(passed, f"{counted}. {'. '.join(claim.sentence for claim in evaluation.claims)}")
 
 
 def evaluation_figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -81,6 +82,10 @@ def evaluation_figures(evaluation: Evaluation) -> dict[str, Any]:
         "lines": len(answered.table),
         "counted": evaluation.counted,
         "not_counted": len(answered.problems),
+        "truths_not_understood": {
+            question.output.name: misread.count
+            for question, misread in zip(answered.table.questions, answered.table.misread, strict=True)
+        },
         "unanswered": answered.unanswered,
         "outputs": outputs,
         "claims": [claim.to_dict() for claim in evaluation.claims],
@@ -98,7 +103,9 @@ def photograph_rows(answered: Answered, evaluation: Evaluation) -> Iterator[dict
         row["problem"] = answered.problems.get(place, "")
         row["note"] = table.notes.get(place, "")
         row["eye"] = table.listed_eye(place) or answered.eyes[place]
-        row |= {column: group.names[group.codes[place]] for column, group in table.groups.items() if column not in row}
+        for column, group in table.groups.items():
+            if column != "eye":
+                row[f"labels.{column}" if column in row else column] = group.names[group.codes[place]]
         for number, question in enumerate(table.questions):
             output = question.output
             truth, values = table.truths[number][place], answered.values[number][place]
@@ -186,12 +193,23 @@ def _uncounted_section(answered: Answered) -> Section:
     rows = tuple(
         (f"line {line + 2}", names.get(line, "").encode("utf-8", "replace").decode(), said) for line, said in listed[:MOST_LISTED]
     )
-    said = (
+    said: tuple[str, ...] = (
         f"{len(answered.problems)} of {len(answered.table)} lines are not in the figures, {answered.unanswered} of them because "
         "the photograph could not be answered.",
     )
     note = f"The first {MOST_LISTED} of {len(listed)}; all stand in photographs.csv." if len(listed) > MOST_LISTED else ""
+    said += misread_sentences(answered)
     return Section("Not counted", said, (Table("Lines", ("line of the labels", "file", "why"), rows, note),))
+
+
+def misread_sentences(answered: Answered) -> tuple[str, ...]:
+    """How many truths of each output are there and not understood."""
+    table = answered.table
+    return tuple(
+        f"{question.output.name}: {misread.count} truths are not understood; the first, on line {misread.line}: {misread.said}."
+        for question, misread in zip(table.questions, table.misread, strict=True)
+        if misread.count
+    )
 
 
 def _subject(evaluation: Evaluation) -> Mapping[str, str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.benchmarks.evaluation.truths import Question, questions_of, truth_of
+from fundus_rt.benchmarks.evaluation.labels_file import LabelsFile, open_labels
+from fundus_rt.benchmarks.evaluation.truths import EYE_WORDS, Question, questions_of, truth_of, years
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import UsageError
 from fundus_rt.runtime.eye import EYES
@@ -21,7 +21,8 @@ from fundus_rt.runtime.inputs import Item
 
 GROUP_COLUMNS = ("eye", "camera")
 """Columns that are reported by, wherever they are there."""
-_EYE_WORDS = {"l": "left", "os": "left", "r": "right", "od": "right"}
+NOBODY = ("-", "--", ".", "?", "na", "n/a", "nan", "nil", "none", "null", "unknown")
+"""Words that stand in a column of patients where the patient is not known, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class LabelOptions:
     """By a word of the table the card's label that it means, for example ``{"M": "male"}``."""
     by: tuple[str, ...] = ()
     """Further columns to report by."""
+    encoding: str | None = None
+    """Of the table's text; None: UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,27 @@ class Grouping:
 
 
 @dataclass
+class Misread:
+    """Truths of one question that are there and not understood."""
+
+    count: int = 0
+    understood: int = 0
+    """Those that are."""
+    line: int = 0
+    """Of the first that is not, as the file counts."""
+    said: str = ""
+    """Why it is not."""
+
+
+@dataclass
 class LabelTable:
     """All lines of a table of labels. Names of files are not kept; `items` reads them again."""
 
-    path: Path
+    file: LabelsFile
     options: LabelOptions
     questions: tuple[Question, ...]
+    misread: tuple[Misread, ...]
+    """By question."""
     truths: list[NDArray[np.float64]]
     """By question [N, T]; nan where the line does not say. T is 1, or the number of labels of a multilabel output."""
     patients: NDArray[np.int64]
@@ -72,22 +90,27 @@ class LabelTable:
     notes: dict[int, str]
     """By line what of it cannot be used; the rest can."""
 
+    @property
+    def path(self) -> Path:
+        """Of the table."""
+        return self.file.path
+
     def __len__(self) -> int:
         return len(self.patients)
 
     def items(self) -> Iterator[Item]:
         """The photographs to answer, each once, in the order of the lines."""
-        for place, line in enumerate(_lines(self.path)):
+        for place, line in enumerate(self.file.lines()):
             if place not in self.problems and self.places.get(_full_path(line, self)) == place:
                 yield Item(_full_path(line, self), self.listed_eye(place))
 
     def names(self) -> Iterator[str]:
         """What the table calls each photograph, line by line."""
-        return ((line.get("file") or "") for line in _lines(self.path))
+        return ((line.get("file") or "") for line in self.file.lines())
 
     def path_of(self, place: int) -> str:
         """The photograph of a line; reads the table up to there."""
-        return next(_full_path(line, self) for at, line in enumerate(_lines(self.path)) if at == place)
+        return next(_full_path(line, self) for at, line in enumerate(self.file.lines()) if at == place)
 
     def listed_eye(self, place: int) -> str | None:
         """The eye that a line gives as a fact; None where it does not, or where the eye is what is asked."""
@@ -113,13 +136,16 @@ def read_labels(path: Path, card: ModelCard, options: LabelOptions) -> LabelTabl
     Raises:
         UsageError: the table cannot be read, has no line, or lacks a column; the message names what is there.
     """
-    header = _header(path)
+    file = open_labels(path, options.encoding, [word for output in card.outputs for word in (output.name, *output.labels)])
+    header = file.header
+    column = None if options.column is None else file.renamed.get(options.column, options.column)
+    options = replace(options, by=tuple(file.renamed.get(name, name) for name in options.by), column=column)
     questions = questions_of(card, header, options.output_names, options.column)
     missing = [name for name in options.by if name not in header]
     if missing:
         raise UsageError(f"{path.name} has no column {', '.join(missing)} to report by; it has {', '.join(header)}")
-    reader = _Reader(path, questions, options, header)
-    for line in _lines(path):
+    reader = _Reader(file, questions, options)
+    for line in file.lines():
         reader.take(line)
     if not len(reader.patients):
         raise UsageError(f"{path.name} has a header and no line; give one line for each photograph")
@@ -129,8 +155,10 @@ def read_labels(path: Path, card: ModelCard, options: LabelOptions) -> LabelTabl
 class _Reader:
     """Collects the lines into columns of numbers."""
 
-    def __init__(self, path: Path, questions: tuple[Question, ...], options: LabelOptions, header: Sequence[str]) -> None:
-        self.path, self.questions, self.options = path, questions, options
+    def __init__(self, file: LabelsFile, questions: tuple[Question, ...], options: LabelOptions) -> None:
+        self.file, self.path, self.questions, self.options = file, file.path, questions, options
+        header = file.header
+        self.misread = tuple(Misread() for _ in questions)
         self.truths = [array("d") for _ in questions]
         self.patients = array("q")
         self.patient_numbers: dict[str, int] = {}
@@ -149,10 +177,14 @@ class _Reader:
         unsaid: list[str] = []
         problems: list[str] = []
         notes: list[str] = []
-        for question, column in zip(self.questions, self.truths, strict=True):
+        for question, column, misread in zip(self.questions, self.truths, self.misread, strict=True):
             try:
                 truth = truth_of(line, question, self.options.meanings)
+                misread.understood += 1
             except ValueError as error:
+                if any((line.get(name) or "").strip() for name in question.columns):
+                    misread.count += 1
+                    misread.line, misread.said = misread.line or place + 2, misread.said or str(error)
                 truth = (math.nan,) * question.width
                 unsaid.append(str(error))
             column.extend(truth)
@@ -175,7 +207,7 @@ class _Reader:
         for name, codes in self.codes.items():
             word = (line.get(name) or "").strip()
             if name == "eye":
-                word = _EYE_WORDS.get(word.lower(), word.lower())
+                word = EYE_WORDS.get(word.lower(), word.lower())
                 asked = any("eye" in question.columns for question in self.questions)
                 if word and word not in EYES and not asked:
                     problems.append(f"the eye is {word!r}, expected left, right, OD, OS or nothing")
@@ -185,8 +217,14 @@ class _Reader:
     def _take_age(self, cell: str | None) -> list[str]:
         if self.ages is None:
             return []
-        self.ages.append(_age(cell))
-        return [f"the age is {cell!r}, expected years"] if math.isnan(self.ages[-1]) and (cell or "").strip() else []
+        said = []
+        try:
+            age = years(cell or "")
+        except ValueError as error:
+            age = math.nan
+            said = [f"the age is {cell!r}, {error}"] if (cell or "").strip() else []
+        self.ages.append(age)
+        return said
 
     def _problem_of_repeat(self, path: str, place: int, said: list[tuple[float, ...]]) -> list[str]:
         first = self.places.setdefault(path, place)
@@ -201,7 +239,8 @@ class _Reader:
 
     def _take_patient(self, name: str) -> None:
         known = self.patient_numbers
-        self.patients.append(known.setdefault(name.strip() or f"\0line {len(self.patients)}", len(known)))
+        name = "" if name.strip().lower() in NOBODY else name.strip()
+        self.patients.append(known.setdefault(name or f"\0line {len(self.patients)}", len(known)))
 
     def table(self) -> LabelTable:
         truths = [
@@ -210,9 +249,10 @@ class _Reader:
         ]
         groups = {name: Grouping(np.array(codes, np.int64), tuple(self.words[name])) for name, codes in self.codes.items()}
         return LabelTable(
-            path=self.path,
+            file=self.file,
             options=self.options,
             questions=self.questions,
+            misread=self.misread,
             truths=truths,
             patients=np.array(self.patients, np.int64),
             has_patients=self.has_patients,
@@ -228,40 +268,6 @@ def _same_truths(some: Sequence[tuple[float, ...]], others: Sequence[tuple[float
     return all(np.array_equal(one, other, equal_nan=True) for one, other in zip(some, others, strict=True))
 
 
-def _age(text: str | None) -> float:
-    """Years; nan where the cell is no age."""
-    try:
-        age = float((text or "").strip().replace(",", "."))
-    except ValueError:
-        return math.nan
-    return age if 0 <= age <= 130 else math.nan
-
-
 def _full_path(line: Mapping[str, str | None], table: Any) -> str:
     folder = table.options.images or table.path.parent
     return str(folder / (line.get("file") or ""))
-
-
-def _header(path: Path) -> list[str]:
-    with _opened(path) as stream:
-        header = [name.strip() for name in next(csv.reader(stream), [])]
-    if "file" not in header:
-        got = ", ".join(header) or "nothing"
-        raise UsageError(f"{path.name} has the columns {got}; expected one called file, separated by commas, and the labels")
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise UsageError(f"{path.name} has two columns called {', '.join(doubled)}; give each its own name")
-    return header
-
-
-def _lines(path: Path) -> Iterator[dict[str, str | None]]:
-    with _opened(path) as stream:
-        for row in csv.DictReader(stream):
-            yield {(name or "").strip(): value for name, value in row.items() if not isinstance(value, list)}
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return open(path, newline="", encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UsageError(f"labels {path} cannot be read ({error.strerror}); give a CSV file with a file column") from error

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fundus_rt.benchmarks.evaluation.estimates import SEED, Rate, Values, rate
+from fundus_rt.benchmarks.evaluation.estimates import SEED, Rate, Values, one_of_each, rate
 from fundus_rt.benchmarks.evaluation.two_classes import TwoClassAnswers
 from fundus_rt.runtime.exact_bounds import clopper_pearson
 
 FOLDS = 10
+FEWEST_OF_EACH = 10
+"""Photographs of either class below which no operating point is chosen: with fewer, one photograph moves the sensitivity or the
+specificity by more than ten points, and with none of a class there is no error of that side to weigh at all."""
 AIMS = ("bound", "estimate")
 """What has to reach the wanted sensitivity: the lower end of its exact 95 % interval, or the share that was found itself."""
 
@@ -64,9 +67,12 @@ def operating_point(answers: TwoClassAnswers, wanted: float, aim: str) -> Operat
         The operating point, or a sentence that says why there is none.
     """
     truth, probability = answers.positive, answers.probability
-    threshold = threshold_for(probability, truth, wanted, aim)
+    lacking = why_too_few(answers.question, int(truth.sum()), int((~truth).sum()))
+    if lacking:
+        return lacking
+    threshold = threshold_for(probability, truth, wanted, aim, answers.clusters)
     if threshold is None:
-        return _why_none(answers.question, probability, int(truth.sum()), wanted, aim)
+        return _why_none(answers, wanted, aim)
     said = probability >= threshold
     unseen, why_not = _unseen(answers, wanted, aim)
     return OperatingPoint(
@@ -82,25 +88,42 @@ def operating_point(answers: TwoClassAnswers, wanted: float, aim: str) -> Operat
     )
 
 
-def threshold_for(probability: Values, positive: NDArray[np.bool_], wanted: float, aim: str) -> float | None:
+def why_too_few(question: str, positives: int, negatives: int) -> str:
+    """Why no operating point can be chosen with so many photographs of either class; empty where one can."""
+    if min(positives, negatives) >= FEWEST_OF_EACH:
+        return ""
+    return (
+        f"{question}: no operating point is chosen with {positives} positive and {negatives} other photographs; it takes "
+        f"{FEWEST_OF_EACH} of each at least. Add labelled photographs of the rarer kind"
+    )
+
+
+def threshold_for(
+    probability: Values, positive: NDArray[np.bool_], wanted: float, aim: str, clusters: NDArray[np.int64] | None = None
+) -> float | None:
     """The highest threshold with which enough of the positive photographs are called positive.
 
     It lies half-way between the lowest probability that has to be called positive and the next lower one, so that no answer
-    lies on it.
+    lies on it. The exact bound holds for independent photographs; so where patients repeat, it is taken from one photograph of
+    each positive patient, drawn with a fixed seed.
 
     Args:
         probability: float64 [N].
         positive: bool [N].
         wanted: sensitivity, above 0 and below 1.
         aim: one of `AIMS`.
+        clusters: int64 [N], the patient of each photograph; None: each is another patient.
 
     Returns:
         Above 0 and below 1; None where no threshold reaches it.
     """
-    needed = hits_needed(int(positive.sum()), wanted, aim)
+    found = probability[positive]
+    if aim == "bound" and clusters is not None:
+        found = found[one_of_each(clusters[positive])]
+    needed = hits_needed(len(found), wanted, aim)
     if needed is None:
         return None
-    lowest = float(np.sort(probability[positive])[::-1][needed - 1])
+    lowest = float(np.sort(found)[::-1][needed - 1])
     below = probability[probability < lowest]
     threshold = (lowest + (float(below.max()) if len(below) else 0.0)) / 2
     return threshold if 0 < threshold < 1 else None
@@ -121,7 +144,10 @@ def hits_needed(positives: int, wanted: float, aim: str) -> int | None:
     return low if low <= positives else None
 
 
-def _why_none(question: str, probability: Values, positives: int, wanted: float, aim: str) -> str:
+def _why_none(answers: TwoClassAnswers, wanted: float, aim: str) -> str:
+    question, probability, patients = answers.question, answers.probability, answers.clusters[answers.positive]
+    positives = len(np.unique(patients)) if aim == "bound" else len(patients)
+    kind = "photographs" if positives == len(patients) else "patients"
     if hits_needed(positives, wanted, aim) is not None:
         return (
             f"{question}: no threshold between 0 and 1 has a sensitivity of {wanted:g}, for positive photographs were answered "
@@ -129,7 +155,7 @@ def _why_none(question: str, probability: Values, positives: int, wanted: float,
         )
     enough = next(count for count in range(1, 10**7) if clopper_pearson(count, count)[0] >= wanted) if aim == "bound" else 1
     return (
-        f"{question}: a sensitivity of {wanted:g} cannot be shown with {positives} positive photographs, even if all are found: "
+        f"{question}: a sensitivity of {wanted:g} cannot be shown with {positives} positive {kind}, even if all are found: "
         f"its lower bound needs {enough} of them. Add photographs, or choose by the share itself with --aim estimate"
     )
 
@@ -146,7 +172,7 @@ def _unseen(answers: TwoClassAnswers, wanted: float, aim: str) -> tuple[NDArray[
     for fold in range(folds):
         asked = fold_of == fold
         chosen = ~asked
-        threshold = threshold_for(answers.probability[chosen], truth[chosen], wanted, aim)
+        threshold = threshold_for(answers.probability[chosen], truth[chosen], wanted, aim, answers.clusters[chosen])
         if threshold is None:
             return None, "with a part of the photographs left out, the rest is too few to choose on"
         said[asked] = answers.probability[asked] >= threshold

@@ -98,7 +98,7 @@ def search_preprocessing(own: Candidate, fields: Sequence[str], output: OutputSp
         comparisons = _against_first(tried, answers, output, made)
         made += len(comparisons)
         rounds.append(Round(base.name, metric_of(answers.values[0], answers.truth, output), tuple(comparisons)))
-        few = _patients(answers) < FEWEST
+        few = deciding_patients(answers, output) < FEWEST
         better = [] if few else sorted((c for c in comparisons if c.is_better), key=lambda c: -c.gain)
         if not better:
             break
@@ -108,7 +108,7 @@ def search_preprocessing(own: Candidate, fields: Sequence[str], output: OutputSp
             break
     left = tuple(c.candidate for c in rounds[-1].comparisons if c.candidate != base.name and (few or not c.is_worse))
     sure = not few and (base.identity != own.identity or not left)
-    sentence = _sentence(own, base, rounds, left, output, _patients(answers))
+    sentence = _sentence(own, base, rounds, left, output, answers)
     photographs = answers.truth.shape[0]
     return SearchResult(METRICS[output.task], photographs, _patients(answers), tuple(rounds), base, left, sure, sentence)
 
@@ -135,13 +135,31 @@ def _patients(answers: CandidateAnswers) -> int:
     return int(answers.clusters.max(initial=-1)) + 1
 
 
+def deciding_patients(answers: CandidateAnswers, output: OutputSpec) -> int:
+    """Patients that a comparison rests on: all for a number; else those of the rarer class.
+
+    Of several labels that is the rarest one that has both kinds, of more than two classes everything but the commonest.
+    """
+    truth = answers.truth
+    if output.task == "regression":
+        return _patients(answers)
+    if output.task == "multiclass":
+        rare = truth[:, 0] != np.argmax(np.bincount(truth[:, 0].astype(np.int64)))
+        return min(len(np.unique(answers.clusters[rare])), _patients(answers))
+    kinds = [column == 1 for column in truth.T if (column == 1).any() and not (column == 1).all()]
+    return min((len(np.unique(answers.clusters[part])) for kind in kinds for part in (kind, ~kind)), default=0)
+
+
 def _sentence(
-    own: Candidate, base: Candidate, rounds: Sequence[Round], left: Sequence[str], output: OutputSpec, patients: int
+    own: Candidate, base: Candidate, rounds: Sequence[Round], left: Sequence[str], output: OutputSpec, answers: CandidateAnswers
 ) -> str:
     metric = METRICS[output.task]
+    patients = deciding_patients(answers, output)
     if patients < FEWEST:
+        whose = "" if output.task == "regression" else " of the rarer class"
         return (
-            f"{patients} patients are too few to choose a preprocessing by: it takes {FEWEST} at least, and better some hundred"
+            f"{patients} patients{whose} are too few to choose a preprocessing by: it takes {FEWEST} at least, and better some "
+            "hundred"
         )
     rivals = f"; not told from it: {', '.join(left)}" if left else "; every other one is surely worse"
     if base.identity == own.identity:

@@ -29,6 +29,10 @@ def summary_lines(evaluation: Evaluation) -> Iterator[str]:
         yield f"preprocessing: {evaluation.search.sentence}"
     for note in evaluation.search_notes:
         yield f"preprocessing: {note}"
+    for question, misread in zip(answered.table.questions, answered.table.misread, strict=True):
+        if misread.count:
+            name, where = question.output.name, f"line {misread.line}"
+            yield f"{name}: {misread.count} truths are not understood; the first, {where}: {misread.said}"
     for place, (line, problem) in enumerate(sorted(answered.problems.items())):
         if place == MOST_PROBLEMS:
             yield f"  and {len(answered.problems) - MOST_PROBLEMS} more lines, see --report"

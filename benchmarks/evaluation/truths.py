@@ -11,6 +11,10 @@ from fundus_rt.models.errors import UsageError
 
 PLAIN_COLUMNS = ("label", "value", "truth")
 """Names of a column with the truth where one output alone is asked."""
+EYE_WORDS = {"l": "left", "os": "left", "r": "right", "od": "right"}
+"""By a usual short word of an eye, in lower case, its name."""
+OLDEST = 120
+"""Years; nobody whose retina was photographed is known to have been older."""
 _YES = {"1": 1.0, "yes": 1.0, "true": 1.0, "y": 1.0, "1.0": 1.0, "0": 0.0, "no": 0.0, "false": 0.0, "n": 0.0, "0.0": 0.0}
 
 
@@ -105,12 +109,38 @@ def _no_column(output: OutputSpec, header: Sequence[str]) -> str:
     return f"{said}{output.name!r}, or name it with --output-name {output.name} --column NAME"
 
 
-def _number(cell: str, output: OutputSpec) -> float:
+def years(cell: str) -> float:
+    """The age in a cell.
+
+    Raises:
+        ValueError: it is no number from 0 to `OLDEST`; the message says what was expected.
+    """
+    value = _finite(cell.strip())
+    if not 0 <= value <= OLDEST:
+        raise ValueError(f"expected 0 to {OLDEST} years")
+    return value
+
+
+def _finite(cell: str) -> float:
+    """The number in a cell, nan where there is none; ``1,234`` can mean two numbers and is none."""
+    whole, comma, part = cell.partition(",")
+    if comma and "," not in part and "." not in cell and len(part) != 3:
+        cell = f"{whole}.{part}"
     try:
-        value = float(cell.replace(",", ".") if cell.count(",") == 1 and "." not in cell else cell)
+        value = float(cell)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def _number(cell: str, output: OutputSpec) -> float:
+    if output.unit == "years":
+        try:
+            return years(cell)
+        except ValueError as error:
+            raise ValueError(f"{output.name} is {cell!r}, {error}") from None
+    value = _finite(cell)
+    if math.isnan(value):
         raise ValueError(f"{output.name} is {cell!r}, expected a number of {output.unit}")
     return value
 
@@ -119,6 +149,8 @@ def _place(cell: str, output: OutputSpec, meanings: Mapping[str, str]) -> int:
     """The label that a word means, by its place: by the call, by name in any case, or by its number counted from 0."""
     by_name = {label.lower(): place for place, label in enumerate(output.labels)}
     word = meanings.get(cell, cell)
+    if {"left", "right"} <= set(by_name):
+        word = EYE_WORDS.get(word.lower(), word)
     if word.lower() in by_name:
         return by_name[word.lower()]
     try:

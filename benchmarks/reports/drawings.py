@@ -118,7 +118,7 @@ def draw_bars(axes: Any, plot: Plot) -> None:
         places = positions + (number - (len(plot.series) - 1) / 2) * width
         bar = axes.barh if lying else axes.bar
         handles.append(bar(places, series.y, width * 0.92, color=colour_of(number)))
-        _whiskers(axes, tuple(places), series, "black", lying=lying)
+        _whiskers(axes, tuple(places), series, "#404040", lying=lying, width=0.9)
         if len(plot.ticks) * len(plot.series) <= (24 if lying else 8):
             _values_at_bars(axes, places, series, lying)
     _name_categories(axes, plot, lying)
@@ -253,26 +253,26 @@ def _curve(axes: Any, series: Series, number: int, marked: bool) -> Any:
     return line
 
 
-def _whiskers(axes: Any, places: tuple[float, ...], series: Series, colour: str, lying: bool = False) -> None:
+def _whiskers(axes: Any, places: tuple[float, ...], series: Series, colour: str, lying: bool = False, width: float = 1.4) -> None:
     """The intervals of a series as thin lines at `places` along the axis of the categories."""
     if not series.low:
         return
     at, low, high = finite(places, series.low, series.high)
     draw = axes.hlines if lying else axes.vlines
-    draw(at, low, high, color=colour, linewidth=1.4)
+    draw(at, low, high, color=colour, linewidth=width)
 
 
 def _values_at_bars(axes: Any, places: Any, series: Series, lying: bool) -> None:
-    """The height of each bar in figures, beyond its end and the end of its interval."""
-    ends = series.high or series.y
-    for place, value, end, text in zip(places, series.y, ends, column_in_words([float(v) for v in series.y]), strict=True):
+    """The height of each bar in figures where the bar ends, on white so that the line of its interval runs behind."""
+    for place, value, text in zip(places, series.y, column_in_words([float(v) for v in series.y]), strict=True):
         if not np.isfinite(value):
             continue
-        tip = max(value, end if np.isfinite(end) else value, 0.0)
+        tip = max(value, 0.0)
         spot = (tip, place) if lying else (place, tip)
         away = (4, 0) if lying else (0, 3)
         align = {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
-        axes.annotate(text, spot, away, textcoords="offset points", fontsize=9, **align)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+        axes.annotate(text, spot, away, textcoords="offset points", fontsize=9, bbox=paper, **align)
 
 
 def _name_categories(axes: Any, plot: Plot, lying: bool) -> None:

@@ -61,6 +61,8 @@ class VersionAnswerer:
         self._plan = plan
         self._watch = watch
         self._original = original
+        # where the eye is what is asked, another source that contradicts would turn a changed answer into a refused one
+        self._asks_eye = any({"left", "right"} <= set(output.labels) for output in pipeline.card.outputs)
 
     def row(self, case: Case) -> Row:
         """Everything that is found on one photograph, JSON-ready.
@@ -75,7 +77,8 @@ class VersionAnswerer:
         view = find_field_of_view(decoded.frame)
         field = field_in_frame(decoded.frame, view)
         seed = seed_of(self._plan, case.sha256)
-        sources = {"list": case.eye, "file name": eye_from_file_name(os.path.basename(case.name)), "dicom": decoded.eye}
+        named = eye_from_file_name(os.path.basename(case.name))
+        sources = {} if self._asks_eye else {"list": case.eye, "file name": named, "dicom": decoded.eye}
         clean = self._version((AS_IT_CAME, 0), decoded.frame, sources)
         if clean["problem"]:
             raise FundusRtError(clean["problem"])

@@ -21,7 +21,7 @@ from fundus_rt.runtime.rows import JsonLines
 
 ROWS = "robustness.jsonl"
 """Name of the file of rows in a report's folder."""
-FORMAT = 1
+FORMAT = 2
 """Counts up when rows or degradations are made in another way, so that earlier rows are not gone on with."""
 
 

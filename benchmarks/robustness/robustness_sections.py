@@ -113,8 +113,20 @@ def _first_changes(summary: Summary, output: OutputSpec) -> tuple[str, ...]:
             found = summary.answers[(kind, changed[0]), output.name]
             sentences.append(f"With {kind} alone decisions change from severity {changed[0]} on: {_names(found)}.")
         else:
-            sentences.append(f"With {kind} alone no decision changes up to severity {summary.plan.severities[-1]}.")
+            sentences.append(_no_change(summary, kind, output))
     return tuple(sentences)
+
+
+def _no_change(summary: Summary, kind: str, output: OutputSpec) -> str:
+    """That no decision changes, as far as versions were answered at all."""
+    levels = summary.plan.severities
+    answered = {level: summary.answers[(kind, level), output.name].photographs for level in levels}
+    refused = sum(summary.refusals[(kind, level)].asked for level in levels) - sum(answered.values())
+    told = [level for level, count in answered.items() if count]
+    if not told:
+        return f"With {kind} alone every version was refused ({refused}), so nothing is known of its decisions."
+    left_out = f"; {refused} refused versions are left out" if refused else ""
+    return f"With {kind} alone no decision changes up to severity {told[-1]}{left_out}."
 
 
 def _names(found: Difference) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -197,7 +198,7 @@ class Summary:
         found.asked += 1
         if version["problem"]:
             found.unanswerable += 1
-            self.problems[version["problem"].split(" (")[0][:160]] += 1
+            self.problems[textwrap.shorten(version["problem"].split(" (")[0], 160, placeholder=" ...")] += 1
         if version["degraded"] is not None:
             found.looked_at += 1
             found.degraded += version["degraded"]

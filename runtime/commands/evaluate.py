@@ -25,6 +25,7 @@ CANDIDATE_CHOICES = ("auto", "none", "all", "crop_mode", "interpolation", "color
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the files; default: that of the labels."
 )
+@click.option("--encoding", metavar="NAME", help="Of the text of the labels, such as cp1252; default: UTF-8.")
 @click.option("--output-name", "names", multiple=True, metavar="NAME", help="Output to measure; default: all with a column.")
 @click.option("--column", metavar="NAME", help="Column with the truth, where it is not called as the output.")
 @click.option("--label-means", "meanings", multiple=True, metavar="WORD=LABEL", help="A word of the labels and the card's label.")
@@ -57,8 +58,10 @@ CANDIDATE_CHOICES = ("auto", "none", "all", "crop_mode", "interpolation", "color
 def evaluate(context: click.Context, /, model: str, report: Path | None, resume: bool, **call: Any) -> None:
     """Measure FILE, an .onnx or the name of a bundled model, on photographs whose truth is known.
 
-    Exit status: 0 measured; 1 measured, but photographs could not be answered or a claim does not hold; 2 the call is wrong.
+    Exit status: 0 measured; 1 measured, but photographs could not be answered or a claim does not hold or
+    cannot be told; 2 the call is wrong.
     """
+    from fundus_rt.benchmarks.evaluation.claims import UNKNOWN, WORSE
     from fundus_rt.benchmarks.evaluation.evaluation_document import evaluation_document
     from fundus_rt.benchmarks.reports.report_files import prepare_report_folder, write_report
 
@@ -72,15 +75,17 @@ def evaluate(context: click.Context, /, model: str, report: Path | None, resume:
         folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-evaluate-")))
         with _interruptible(report is not None):
             evaluation = _evaluated(stack, model, folder, resume, call)
-        for line in _summary(evaluation):
-            click.echo(line)
-        if report is not None:
+        files = None
+        if report is not None:  # before anything is printed: what a terminal cannot show must not cost the report
             with _progress("writing the report", 1) as show:
                 files = write_report(evaluation_document(evaluation), report)
                 show(1)
-            click.echo(f"Report: {files.html}")
+        for line in _summary(evaluation):
+            _echo(line)
+        if files is not None:
+            _echo(f"Report: {files.html}")
         _write_new_card(evaluation, model, call["write_card"], call["write_onnx"])
-    if evaluation.answered.unanswered or any(claim.verdict == "worse" for claim in evaluation.claims):
+    if evaluation.answered.unanswered or any(claim.verdict in (WORSE, UNKNOWN) for claim in evaluation.claims):
         context.exit(1)
 
 
@@ -99,13 +104,17 @@ def _evaluated(stack: ExitStack, model: str, folder: Path, resume: bool, call: d
         if path is not None:
             require_new(path, suffix)
     options = EvaluationOptions(
-        call["sensitivity"], call["aim"], call["referable"], tuple(claim_from_text(text) for text in call["claims"])
-    )
-    reading = LabelOptions(call["images"], call["names"], call["column"], _meanings(call["meanings"]), call["by"])
+        call["sensitivity"], call["aim"], call["referable"], claims=tuple(claim_from_text(text) for text in call["claims"]),
+        new_card=bool(call["write_card"] or call["write_onnx"]),
+    )  # fmt: skip
+    meanings = _meanings(call["meanings"])
+    reading = LabelOptions(call["images"], call["names"], call["column"], meanings, call["by"], call["encoding"])
     workers = usable_cores()
     pipeline = Pipeline(model, call["backend"], call["device"], max(1, usable_cores() // workers), not call["no_check"])
     stack.callback(pipeline.close)
     table = read_labels(call["labels"], pipeline.card, reading)
+    for doubt in table.file.doubts:
+        click.echo(f"{table.path.name}: {doubt}", err=True)
     require_sense(options, table)
     mirrored = call["mirrored_by_source"]
     answered = answered_photographs(pipeline, table, folder, resume, workers, call["batch"], mirrored, _progress)
@@ -118,7 +127,7 @@ def _compare_preprocessings(evaluation: Evaluation, model: str, folder: Path, ca
     """Which preprocessing the labels support: of what the card assumes, or of what the call names."""
     from fundus_rt.benchmarks.evaluation.candidates import FIELDS, assumed_fields
     from fundus_rt.benchmarks.evaluation.preprocessing_trial import PreprocessingTrial
-    from fundus_rt.models.errors import BackendUnavailableError
+    from fundus_rt.models.errors import FundusRtError
 
     chosen = set(call["candidates"])
     automatic = chosen == {"auto"}
@@ -128,17 +137,18 @@ def _compare_preprocessings(evaluation: Evaluation, model: str, folder: Path, ca
         return
     first = next(iter(evaluation.results))
     place = [question.output.name for question in evaluation.answered.table.questions].index(first)
-    trial = PreprocessingTrial(
-        evaluation.pipeline, model, evaluation.answered, place, folder, call["candidate_photographs"], _progress,
-        call["mirrored_by_source"],
-    )  # fmt: skip
     try:
+        trial = PreprocessingTrial(
+            evaluation.pipeline, model, evaluation.answered, place, folder, call["candidate_photographs"], _progress,
+            call["mirrored_by_source"],
+        )  # fmt: skip
+        evaluation.search_notes = trial.notes
         evaluation.search = trial.search([name for name in FIELDS if name in wanted])
-    except BackendUnavailableError as error:
+    except FundusRtError as error:  # nobody asked for it, and the figures are measured already
         if not automatic:
             raise
-        trial.notes.append(f"the card assumes its preprocessing, but candidates could not be compared: {error}")
-    evaluation.search_notes = trial.notes
+        said = f"the card assumes its preprocessing, but candidates could not be compared: {error}"
+        evaluation.search_notes = [*evaluation.search_notes, said]
 
 
 def _write_new_card(evaluation: Evaluation, model: str, card_path: Path | None, onnx_path: Path | None) -> None:
@@ -166,6 +176,12 @@ def _write_new_card(evaluation: Evaluation, model: str, card_path: Path | None, 
     if onnx_path is not None:
         write_onnx(resolve_model(model), card, onnx_path)
         click.echo(f"New file: {onnx_path}. Certificates of the old one do not count for it.")
+
+
+def _echo(line: str) -> None:
+    """Print a line; a letter that the terminal's encoding lacks becomes a question mark."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(line.encode(encoding, "replace").decode(encoding))
 
 
 def _summary(evaluation: Evaluation) -> Iterator[str]:

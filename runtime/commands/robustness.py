@@ -88,12 +88,14 @@ def robustness(
         folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-robustness-")))
         with _progress(lambda: count_cases(paths, list_file)) as show:
             measured = measure(cases(paths, list_file), pipeline, watch, original, plan, folder / ROWS, resume, show)
+        page = None
+        if report:  # before anything is printed: what a terminal cannot show must not cost the report
+            pictures = _pictures(paths, list_file, plan)
+            page = write_report(robustness_document(measured.summary, measured.rows, pipeline, original, pictures), report).html
         for line in summary_lines(measured.summary):
             click.echo(line)
-        if report:
-            pictures = _pictures(paths, list_file, plan)
-            document = robustness_document(measured.summary, measured.rows, pipeline, original, pictures)
-            click.echo(f"report: {write_report(document, report).html}", err=True)
+        if page is not None:
+            click.echo(f"report: {page}", err=True)
         judged = verdict(measured.summary)
         click.echo(judged.sentence, err=True)
     failed = measured.summary.failed
