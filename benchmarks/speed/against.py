@@ -54,7 +54,9 @@ def measure_against(call: BenchCall, contents: list[bytes], measured: Measured, 
                 *(_gpu_ways(call, original, prepared.images) if call.device != "cpu" else ()),
             ]
         ways = [way for way in found if isinstance(way, Way)]
-        wrong = [{"name": way.name, "part": None, "problem": "", "reason": way.reason} for way in found if isinstance(way, Missing)]
+        wrong = [
+            {"name": way.name, "part": None, "problem": "", "reason": way.reason} for way in found if isinstance(way, Missing)
+        ]
         record: dict[str, Any] = {
             "framework": original.framework,
             "network": original.description,
@@ -167,9 +169,7 @@ def difference_to(reference: list[np.ndarray], answers: list[np.ndarray], output
     return "", largest
 
 
-def _timed(
-    call: BenchCall, ways: list[Way], apart: list[float], samples: int, part: str, measured: Measured
-) -> dict[str, Any]:
+def _timed(call: BenchCall, ways: list[Way], apart: list[float], samples: int, part: str, measured: Measured) -> dict[str, Any]:
     """Times of every way, and how many times as fast as the first each is, by the rounds' ratios."""
     rounds = max(call.length.samples // 4, 12)
     seconds = alternate({way.name: way.answer for way in ways}, call.length.seconds * len(ways), rounds, call.seed)

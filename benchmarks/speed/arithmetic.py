@@ -15,7 +15,17 @@ from fundus_rt.models.errors import FundusRtError
 
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose multiplications and additions are counted; all others are small beside them."""
-_NOT_UNDERSTOOD = ("Einsum", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "FusedConv", "FusedMatMul", "LSTM", "GRU")
+_NOT_UNDERSTOOD = (
+    "Einsum",
+    "ConvInteger",
+    "MatMulInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "FusedConv",
+    "FusedMatMul",
+    "LSTM",
+    "GRU",
+)
 """Operators that do much arithmetic and are not counted here: with one of them there is no figure."""
 SIDE = 2048
 """Rows and columns of the measured matrix product."""

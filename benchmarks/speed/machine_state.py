@@ -154,9 +154,7 @@ def change(before: Reading, after: Reading, answers: int | None = None, tegra_mw
     }
 
 
-def package_joules(
-    before: dict[str, tuple[int, int]] | None, after: dict[str, tuple[int, int]] | None
-) -> float | None:
+def package_joules(before: dict[str, tuple[int, int]] | None, after: dict[str, tuple[int, int]] | None) -> float | None:
     """Joules of all packages between two readings; a counter that began anew in between has wrapped once."""
     if before is None or after is None or before.keys() != after.keys():
         return None

@@ -64,9 +64,7 @@ def prepared_originals(original: OriginalModel, samples: Sequence[Sample]) -> Pr
     return PreparedOriginals(photographs, images)
 
 
-def framework_ways(
-    original: OriginalModel, prepared: PreparedOriginals, threads: int, compiled: bool
-) -> Iterator[Way | Missing]:
+def framework_ways(original: OriginalModel, prepared: PreparedOriginals, threads: int, compiled: bool) -> Iterator[Way | Missing]:
     """The original framework's ways in both parts; the first is the one that its sample code takes.
 
     Args:

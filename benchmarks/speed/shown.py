@@ -97,7 +97,7 @@ def _measurements(record: dict[str, Any]) -> list[tuple[str, str, str, dict[str,
 
 
 def _latencies(record: dict[str, Any]) -> Shown:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (title, scenario.replace("_", " "), PART_WORDS[part], str(figures["answers"]),
          *(percentile_in_words(figures["percentiles_ms"].get(name)) for name in ("p50", "p90", "p99")))
         for title, scenario, part, figures in _measurements(record)
@@ -111,7 +111,7 @@ def _latencies(record: dict[str, Any]) -> Shown:
 
 
 def _rates(record: dict[str, Any]) -> Shown:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for title, scenario, part, figures in _measurements(record):
         said = ""
         if scenario == "offline":
@@ -135,7 +135,7 @@ def _joules(figures: dict[str, Any]) -> str:
 
 
 def _processes(record: dict[str, Any]) -> Shown:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for found in record["files"]:
         if (fresh := found["processes"]) is None:
             continue
@@ -147,7 +147,7 @@ def _processes(record: dict[str, Any]) -> Shown:
 
 
 def _floor(record: dict[str, Any]) -> Shown:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for found in record["files"]:
         counted = found["arithmetic"]
         share = counted["share_of_floor"]
@@ -164,7 +164,7 @@ def _floor(record: dict[str, Any]) -> Shown:
 
 
 def _caching(record: dict[str, Any]) -> Shown:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (title_of(found), PART_WORDS[part], interval_in_words(figures["unique_to_same"]), str(figures["rounds"]))
         for found in record["files"]
         for part, figures in found["same_against_unique"].items()
@@ -177,13 +177,19 @@ def _caching(record: dict[str, Any]) -> Shown:
 
 
 def _against(part: str, ways: dict[str, Any]) -> Shown:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (way["name"], in_words(way["median_ms"]), percentile_in_words(way["percentiles_ms"]["p90"]),
          interval_in_words(way["first_to_this"]), f"{way['largest_difference']:.2g}")
         for way in ways["ways"]
     ]  # fmt: skip
     return (
         f"Ways in turns, {PART_WORDS[part]}, {ways['rounds']} rounds",
-        ("way", "median, ms", "p90, ms", f"times as fast as {ways['ways'][0]['name'] if ways['ways'] else ''}", "answers differ by"),
+        (
+            "way",
+            "median, ms",
+            "p90, ms",
+            f"times as fast as {ways['ways'][0]['name'] if ways['ways'] else ''}",
+            "answers differ by",
+        ),
         rows,
     )

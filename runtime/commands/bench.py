@@ -31,7 +31,9 @@ from fundus_rt.runtime.commands.computing_options import backend_and_device
     "--latency-bound-ms", type=click.FloatRange(0.0, min_open=True), metavar="MS",
     help="server: without --rate, search for the highest rate whose p99 stays below.",
 )  # fmt: skip
-@click.option("--processes", type=click.IntRange(0), default=5, show_default=True, help="Fresh processes for cold start and memory.")
+@click.option(
+    "--processes", type=click.IntRange(0), default=5, show_default=True, help="Fresh processes for cold start and memory."
+)
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model, as in `infer`.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of arrivals and orders.")
 @backend_and_device
