@@ -16,7 +16,8 @@ Scalar: TypeAlias = "str | int | float | bool | None"
 """One cell of a table or of the CSV. A float that is not finite is written as empty, with the word for it where there is room."""
 
 Row: TypeAlias = "Mapping[str, Scalar]"
-"""One photograph, of a bench one timed answer: column name to value. Rows may have different columns; a missing one is left empty."""
+"""One photograph, of a bench one timed answer: column name to value. Rows may have different columns; a missing one is left
+empty."""
 
 Rows: TypeAlias = "Iterable[Row] | Callable[[], Iterable[Row]]"
 """The photographs: a collection, a generator, or a function that gives one. Run through once and never held in memory."""

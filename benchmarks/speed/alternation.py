@@ -37,7 +37,7 @@ def alternate(
     begun, done = time.perf_counter(), 0
     while True:
         passed = time.perf_counter() - begun
-        if (passed >= seconds and done >= rounds) or (passed >= 4 * seconds and done >= min(rounds, 6)):
+        if (passed >= seconds and done >= rounds) or (passed >= 4 * seconds > 0 and done >= min(rounds, 6)):
             return times
         for place in rng.permutation(len(names)):
             answer = ways[names[place]]

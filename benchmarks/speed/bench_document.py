@@ -13,12 +13,12 @@ from fundus_rt.benchmarks.speed.shown import PART_WORDS, in_words, interval_in_w
 MOST_CURVES = 8
 """Curves in one plot."""
 _HOW = (
-    "Single stream, offline and server are the scenarios of MLPerf Inference: the next photograph when the last was answered; all "
-    "photographs at once; photographs that arrive at random (Poisson), where a latency counts from the scheduled arrival.",
+    "Single stream, offline and server are the scenarios of MLPerf Inference: the next photograph when the last was answered; "
+    "all photographs at once; photographs that arrive at random (Poisson), where a latency counts from the scheduled arrival.",
     "A percentile stands with the 95 % interval that order statistics give whatever the distribution is. Where a sample is too "
     "small for that interval, no percentile is given: the median takes 6 answers, p90 takes 36, p99 takes 368.",
-    "Bytes to result is everything from a file's content in memory to the result: decoding, the search for the field of view, the "
-    "acquisition model's look, resize, network and interpretation. Network only begins with the prepared input.",
+    "Bytes to result is everything from a file's content in memory to the result: decoding, the search for the field of view, "
+    "the acquisition model's look, resize, network and interpretation. Network only begins with the prepared input.",
 )
 
 
@@ -84,8 +84,9 @@ def _subject(record: dict[str, Any]) -> dict[str, str]:
         "Processor": f"{environment['processor']}, {environment['cores']} usable cores, {environment['memory_gib']} GiB",
         "System": f"{environment['system']} {environment['machine']}, Python {environment['python']}",
         "Packages": ", ".join(f"{name} {version}" for name, version in packages.items() if version),
-        "Asked for": f"{', '.join(asked['scenarios'])}; at least {asked['least_seconds']:g} s and {asked['least_samples']} answers "
-        f"after {asked['warm_up']} that are not counted; {asked['threads']} threads for one inference, {asked['workers']} at "
+        "Asked for": f"{', '.join(asked['scenarios'])}; at least {asked['least_seconds']:g} s and {asked['least_samples']} "
+        f"answers after {asked['warm_up']} that are not counted; {asked['threads']} threads for one inference, "
+        f"{asked['workers']} at "
         f"once offline; backend {asked['backend']} on {asked['device']}; seed {asked['seed']}",
         "Date": record["date"],
     }
@@ -144,11 +145,13 @@ def _against_words(record: dict[str, Any]) -> tuple[str, ...]:
         return ()
     return (
         "All ways were open in one process and answered the same photograph in each round, in a drawn order; each turn is two "
-        "answers, of which the second is timed. A ratio compares two times of one round, so what disturbs the machine disturbs both.",
-        f"Before that, every way answered {min(8, against['photographs'])} photographs; one whose answers are not the first way's "
-        "within the card's tolerance is listed as wrong and was not timed.",
-        "The original's bytes-to-result way is its sample code: decode, crop, resize and normalise by its author's libraries, then "
-        "the framework. The crop is handed to it for nothing, and nothing checks the photograph; our files' way finds the crop, "
+        "answers, of which the second is timed. A ratio compares two times of one round, so what disturbs the machine "
+        "disturbs both.",
+        f"Before that, every way answered {min(8, against['photographs'])} photographs; one whose answers are not the "
+        "first way's within the card's tolerance is listed as wrong and was not timed.",
+        "The original's bytes-to-result way is its sample code: decode, crop, resize and normalise by its author's libraries, "
+        "then the framework. The crop is handed to it for nothing, and nothing checks the photograph; our "
+        "files' way finds the crop, "
         + ("asks the acquisition model," if record["asked"]["check"] else "leaves the acquisition model out,")
         + " and checks the receipt of every answer.",
     )
@@ -158,9 +161,11 @@ def _floor_words(record: dict[str, Any]) -> tuple[str, ...]:
     if record["ceiling_gflop_s"] is None:
         return ()
     return (
-        f"This machine did {in_words(record['ceiling_gflop_s'])} GFLOP/s in a float32 matrix product of 2,048 rows and columns by "
-        f"NumPy's BLAS on {record['asked']['threads']} threads, the best of several, in this run. The floor is the time that the "
-        "network's convolutions and matrix products would take at that speed, two operations for each multiplication and addition.",
+        f"This machine did {in_words(record['ceiling_gflop_s'])} GFLOP/s in a float32 matrix product of 2,048 rows and columns "
+        f"by NumPy's BLAS on {record['asked']['threads']} threads, the best of several, in this run. The floor "
+        f"is the time that the "
+        "network's convolutions and matrix products would take at that speed, two operations for each multiplication and "
+        "addition.",
     )
 
 
@@ -178,8 +183,8 @@ def _machine_words(record: dict[str, Any]) -> Iterator[str]:
     yield (
         "How much of the processors others used is not told here."
         if others is None
-        else f"Others used {100 * others:.0f} % of the processors during the run, {100 * machine['stolen_share']:.1f} % of all were "
-        "taken by a hypervisor."
+        else f"Others used {100 * others:.0f} % of the processors during the run, {100 * machine['stolen_share']:.1f} % of all "
+        "were taken by a hypervisor."
     )
     clocks = machine["clocks_mhz"]
     yield (

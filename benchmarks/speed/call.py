@@ -39,7 +39,7 @@ class BenchCall:
     """Threads of one inference; None for all cores."""
     check: bool = True
     """Have the acquisition model look at every photograph, as `infer` does."""
-    length: Length = Length(10.0, 400)
+    length: Length = field(default_factory=lambda: Length(10.0, 400))
     seed: int = 0
     rate: float | None = None
     """Server: arrivals a second; None to search for the highest one that keeps the bound."""

@@ -5,13 +5,14 @@ Everything is read, nothing estimated: what this machine does not tell is None.
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ def tegra_milliwatts(text: str) -> list[int]:
 def _nvml() -> dict[str, Any] | None:
     """The first NVIDIA GPU by NVML; None where pynvml or the driver is missing. What NVML refuses is None."""
     try:
-        import pynvml
+        pynvml: Any = importlib.import_module("pynvml")
     except ImportError:
         return None
     try:
@@ -209,7 +210,7 @@ def _nvml() -> dict[str, Any] | None:
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     except pynvml.NVMLError:
         return None
-    asked = {
+    asked: dict[str, Callable[[], Any]] = {
         "graphics_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
         "memory_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
         "throttle_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
