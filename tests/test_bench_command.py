@@ -128,7 +128,7 @@ def test_all_ways_take_turns_and_a_wrong_one_is_not_timed(grader: tuple[Path, Pa
     stated = tmp_path / "card.json"
     stated.write_text(card_for().to_json())
     asked = call(
-        right, files=(str(right), str(wrong)), card=str(stated), scenarios=("single_stream",), against=checkpoint, architecture=NAMED,
+        right, files=(str(right), str(wrong)), card=str(stated), against=checkpoint, architecture=NAMED,
         torch_compile=False,
     )  # fmt: skip
     measured = Measured({"against": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,11 @@ def own_process(
         with tempfile.TemporaryFile("w+") as errors:
             started = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, json.dumps(asked)], stdout=subprocess.PIPE, stderr=errors, text=True
+                [sys.executable, "-c", _CHILD, json.dumps(asked)],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             )
             with process:
                 assert process.stdout is not None, "it was asked for"
