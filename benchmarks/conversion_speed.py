@@ -53,9 +53,14 @@ def plain_graph(checkpoint_path: Path, card: ModelCard, named: str | None = None
     """
     from fundus_rt.converters.architecture import identify_architecture
     from fundus_rt.converters.checkpoint import read_checkpoint
+
+    return plain_graph_of(identify_architecture(read_checkpoint(checkpoint_path, trust), card, named).build(), card)
+
+
+def plain_graph_of(network: Any, card: ModelCard) -> Any:
+    """As `plain_graph`, of a `fundus_rt.converters.architecture.Network` that is built already."""
     from fundus_rt.converters.pytorch.torch_export import onnx_from_torch
 
-    network: Any = identify_architecture(read_checkpoint(checkpoint_path, trust), card, named).build()
     original = getattr(network, "original", None)
     return network.graph() if original is None else onnx_from_torch(original, card.preprocessing.input_size)
 

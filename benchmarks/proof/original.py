@@ -87,6 +87,11 @@ class OriginalModel:
         """
         return {self.card.outputs[0].name: np.asarray(self._network.answers(images), np.float32)}
 
+    @property
+    def network(self) -> Any:
+        """What holds the framework's own object, see `fundus_rt.converters.architecture.Network`."""
+        return self._network
+
     def export(self) -> Any:
         """The network as a fresh `onnx.ModelProto` of the shipped form in fp32, by the converters' plain path.
 

@@ -1,4 +1,4 @@
-"""What a report says, before it is written: plain values that parity, evaluation and robustness build alike.
+"""What a report says, before it is written: plain values that parity, evaluation, robustness and bench build alike.
 
 `fundus_rt.benchmarks.reports.report_files.write_report` makes ``report.json``, ``photographs.csv`` and ``report.html`` of it.
 Nothing in this module draws or writes, and it needs the standard library alone.
@@ -16,12 +16,13 @@ Scalar: TypeAlias = "str | int | float | bool | None"
 """One cell of a table or of the CSV. A float that is not finite is written as empty, with the word for it where there is room."""
 
 Row: TypeAlias = "Mapping[str, Scalar]"
-"""One photograph: column name to value. Rows may have different columns; a missing one is left empty."""
+"""One photograph, of a bench one timed answer: column name to value. Rows may have different columns; a missing one is left
+empty."""
 
 Rows: TypeAlias = "Iterable[Row] | Callable[[], Iterable[Row]]"
 """The photographs: a collection, a generator, or a function that gives one. Run through once and never held in memory."""
 
-REPORT_KINDS = ("parity", "evaluation", "robustness")
+REPORT_KINDS = ("parity", "evaluation", "robustness", "bench")
 """Kinds of report."""
 
 PLOT_KINDS = ("scatter", "bland_altman", "histogram", "roc", "calibration", "bars", "stacked_bars", "confusion", "lines")

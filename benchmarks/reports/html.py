@@ -26,6 +26,7 @@ _KINDS = {
     "parity": "Parity report: the original against the converted file",
     "evaluation": "Evaluation on labelled photographs",
     "robustness": "Robustness report",
+    "bench": "Speed: times, and what the machine did meanwhile",
 }
 _LIKE_A_NUMBER = re.compile(r"[<>≤≥±+\-−]?\d(?:[\d.,:()%±+\-–−/ ]|of |to |e-)*|–|below [\d.e-]+|above [\d.e-]+")
 """Texts that stand in a column of numbers: "0.9 %", "3 of 413", "0.971 (0.962 to 0.980)"."""
@@ -52,6 +53,7 @@ def html_from_document(document: ReportDocument, photographs: int, written: date
     environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, finalize=_shown)
     environment.filters["breakable"] = lambda text: _breakable(markup, text)
     word, style, mark = _VERDICTS[document.verdict.passed]
+    row = "timed answer" if document.kind == "bench" else "photograph"
     numbers = iter(range(10**9))
     sections = [
         {
@@ -77,7 +79,8 @@ def html_from_document(document: ReportDocument, photographs: int, written: date
             subject_title="What was compared" if document.kind == "parity" else "What was examined",
             subject=list(document.subject.items()),
             sections=sections,
-            photographs=f"{photographs:,} photograph{'' if photographs == 1 else 's'}." if photographs else "",
+            photographs=f"{photographs:,} {row}{'' if photographs == 1 else 's'}." if photographs else "",
+            row=row,
             version=version,
             written=f"{written:%Y-%m-%d %H:%M} UTC",
         )
