@@ -1,4 +1,5 @@
-"""What an ONNX file holds, read from its bytes without a library: weights outside of it, and anything computed in half precision.
+"""What an ONNX file holds, read from its bytes without a library: weights outside of it, anything computed in half precision, and
+its metadata.
 
 A card may not say either. Field numbers are those of onnx.proto; weights are passed over, not read.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,7 +17,8 @@ from fundus_rt.models.errors import ModelFileError
 
 Content: TypeAlias = "bytes | mmap.mmap"
 
-_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTIONS = 7, 14, 25
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_SPARSE = 1, 5, 15
 _FUNCTION_NODE = 7
 _NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
@@ -42,6 +44,7 @@ class OnnxFacts:
     """A tensor lies in another file, whose bytes no hash of this one covers."""
     half: bool = False
     """A tensor or a Cast is of 16 bits: something is computed in half precision."""
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_onnx(path: Path) -> tuple[bytes, str]:
@@ -88,6 +91,9 @@ def onnx_facts(content: Content, name: str) -> OnnxFacts:
         for number, begin, end in _fields(content, 0, len(content)):
             if number == _MODEL_GRAPH:
                 _look_at_graph(content, begin, end, found, 0)
+            elif number == _MODEL_METADATA:
+                entry = {part: bytes(content[inner:last]).decode() for part, inner, last in _fields(content, begin, end)}
+                found.metadata[entry.get(_ENTRY_KEY, "")] = entry.get(_ENTRY_VALUE, "")
             elif number == _MODEL_FUNCTIONS:
                 for part, inner, last in _fields(content, begin, end):
                     if part == _FUNCTION_NODE:

@@ -24,7 +24,7 @@ from fundus_rt.runtime.agreement import OutputAgreement, agreement
 from fundus_rt.runtime.answers import Answers
 from fundus_rt.runtime.certification import binding_of, checkpoint_sha256, why_never_certified
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
-from fundus_rt.runtime.session import BackendInfo, identify_model, resolve_model
+from fundus_rt.runtime.session import BackendInfo, identify_model, package_version, resolve_model
 
 REPLAY_SIZES = (1, 2, 3, 4)
 """Pictures in one inference, in turn: a certificate is for batches of any size."""
@@ -122,7 +122,7 @@ def certify(
         verdict=FAILED if replayed.problems else PASSED,
         problems=replayed.problems,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        fundus_rt=_own_version(),
+        fundus_rt=package_version(),
     )
     if key is not None:
         certificate = certificate.signed_with(key)
@@ -231,12 +231,3 @@ def _require_key(key: Path) -> None:
     from fundus_rt.models.signatures import signed
 
     signed(b"", key)
-
-
-def _own_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("fundus-rt")
-    except PackageNotFoundError:
-        return "not installed"

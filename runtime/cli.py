@@ -17,6 +17,7 @@ _COMMANDS = {
     "certify": "Replay the original's answers on this device; write the certificate.",
     "evaluate": "Measure a model on your labelled photographs.",
     "robustness": "How answers move when photographs get worse.",
+    "tune": "Find the fastest certified way to compute a model here, and remember it.",
     "bench": "Measure how fast models answer here, and against other ways.",
     "models": "List, show and cite models.",
     "doctor": "Look at libraries, GPU and folders; say what to do.",

@@ -184,6 +184,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def package_version() -> str:
+    """Of this package; ``not installed`` where it runs from its source."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fundus-rt")
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def require_input(batch: Batch, card: ModelCard) -> None:
     """Refuse a batch whose dtype or shape the card does not state.
 

@@ -80,9 +80,11 @@ def infer(
         raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
     items, few = _counted(_items(paths, list_file), usable_cores())
     workers = max(1, min(usable_cores(), few))
+    threads = max(1, usable_cores() // workers)
+    if (backend, device, provider) == ("auto", "cpu", "auto"):
+        model, backend, threads = _fastest_way(model, threads, certificate_key)
     pipeline = Pipeline(
-        model, backend, device, threads=max(1, usable_cores() // workers), check=not no_check, provider=provider,
-        require_certificate=require_certificate, certificate_key=certificate_key,
+        model, backend, device, threads, not no_check, provider, require_certificate, certificate_key
     )  # fmt: skip
     options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
     with open_output(
@@ -94,6 +96,17 @@ def infer(
     if failed:
         click.echo(f"{failed} picture(s) could not be answered; their rows say why and what to do.", err=True)
         context.exit(1)
+
+
+def _fastest_way(model: str, threads: int, certificate_key: Path | None) -> tuple[str, str, int]:
+    """File, backend and threads of the fastest certified way on this processor; where there are several, it is said which."""
+    from fundus_rt.runtime.certification import accepted_key
+    from fundus_rt.runtime.choice import chosen_way
+
+    choice = chosen_way(model, threads, accepted_key(certificate_key), lambda sentence: click.echo(sentence, err=True))
+    if choice.measured:
+        click.echo(f"auto: {choice.reason}", err=True)
+    return str(choice.model), choice.backend, choice.threads
 
 
 def _write_all(answerer: Answerer, items: Iterable[Item], writer: RowWriter, total: Callable[[], int] | None) -> int:
