@@ -86,7 +86,9 @@ def test_the_file_answers_as_its_checkpoint(bench: Bench, tmp_path: Path) -> Non
     assert len(table) == 5 and {row["grade, original said"] for row in table} == {
         r["outputs"]["grade"]["original_decision"] for r in rows
     }
-    assert "<html" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page and Path(rows[0]["file"]).name in page
+    assert str(Path(rows[0]["file"]).parent) not in page and str(tmp_path) not in page
 
 
 def test_without_a_report_no_name_of_a_photograph_lies_in_any_folder(

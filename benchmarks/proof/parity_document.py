@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +65,7 @@ def _subject(parity: Parity) -> dict[str, str]:
     return {
         "checkpoint": f"{parity.call.checkpoint.name}, {parity.original.description}",
         "checkpoint SHA-256": parity.original.checkpoint_sha256,
-        "file": f"{parity.call.file}, {parity.identity.precision}",
+        "file": f"{Path(parity.call.file).name}, {parity.identity.precision}",
         "file SHA-256": parity.identity.sha256,
         "card": f"{parity.own.name}; the author's side follows {parity.author.origin}",
         "backend": " ".join(part for part in (backend.name, backend.version, backend.device, backend.provider) if part),
@@ -156,7 +158,7 @@ def _photographs(parity: Parity) -> Section:
             _table(parity, one, f"{name}: largest differences", one.agreement.worst),
         ]
         worst.update(dict.fromkeys((*one.agreement.changed[:SHOWN], *one.agreement.worst)))
-    failed = [(row["file"], row["error"]) for row in itertools.islice(parity.answered.failures(), LISTED)]
+    failed = [(_name(row), _nameless(row)) for row in itertools.islice(parity.answered.failures(), LISTED)]
     more = len(parity.answered.failed) - len(failed)
     note = f"{more} more are in photographs.csv." if more else ""
     tables.append(Table("Not answered", ("photograph", "reason"), tuple(failed), note) if failed else None)
@@ -173,7 +175,7 @@ def _table(parity: Parity, one: OutputFigures, title: str, indices: Any) -> Tabl
     for index in list(indices)[:LISTED]:
         column = int(np.abs(one.ours[index] - one.original[index]).argmax())
         cells: list[Any] = [
-            parity.answered.row(index)["file"],
+            _name(parity.answered.row(index)),
             float(one.original[index, column]),
             float(one.ours[index, column]),
         ]
@@ -192,9 +194,19 @@ def _picture(parity: Parity, index: int) -> Picture:
     row = parity.answered.row(index)
     case = case_again(row["file"], row["sha256"], None)
     try:
-        return Picture(str(row["file"]), thumbnail(case.content))
+        return Picture(_name(row), thumbnail(case.content))
     except FundusRtError as error:
         raise FundusRtError(f"{row['file']} was answered but cannot be shown: {error}") from error
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Of a photograph without its folders, which may name a patient; photographs.csv has what the call named."""
+    return os.path.basename(str(row["file"]))
+
+
+def _nameless(row: Mapping[str, Any]) -> str:
+    """Why a photograph was not answered, without its folders."""
+    return str(row["error"]).replace(str(row["file"]), _name(row))
 
 
 def _method(parity: Parity, more: Evidence) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def setting(parity: Parity) -> list[str]:
     provider = f", {backend.provider}" if backend.provider else ""
     found = [
         f"{parity.call.checkpoint.name} (sha256 {parity.original.checkpoint_sha256[:16]}): {parity.original.description}",
-        f"{parity.call.file} (sha256 {parity.identity.sha256[:16]}, {parity.identity.precision}): {backend.name} "
+        f"{Path(parity.call.file).name} (sha256 {parity.identity.sha256[:16]}, {parity.identity.precision}): {backend.name} "
         f"{backend.version} on {backend.device}{provider}",
         f"the author's side follows {parity.author.origin}",
     ]
@@ -113,12 +114,12 @@ def kept(parity: Parity, more: Evidence) -> list[str]:
     if more.kept.reference is not None:
         public = parity.call.list_file is None and parity.call.images == (str(EXAMPLE_FOLDER),)
         whose = "the package's own examples, which are public" if public else "keep the file as you keep patients' data"
-        found.append(f"wrote {more.kept.reference}: it contains the pixels of {more.kept.in_reference} photographs; {whose}")
+        found.append(f"wrote {more.kept.reference.name}: it contains the pixels of {more.kept.in_reference} photographs; {whose}")
     if more.kept.issued is not None:
         certificate = more.kept.issued.certificate
         found.append(
             f"certificate {certificate.verdict} for {certificate.backend} {certificate.version} on {certificate.device}: "
-            f"{more.kept.issued.path}"
+            f"{more.kept.issued.path.name}"
         )
         found += [f"  {problem}" for problem in certificate.problems]
     if more.kept.not_issued:
