@@ -128,6 +128,12 @@ class OutputSpec:
     None means that the most probable class is always said."""
     labels_assumed: bool = False
     """True where the authors did not publish which column is which class; every result then says so."""
+    budget: float | None = None
+    """Largest difference to the original, in `unit`, that a file in lower precision may have. None: `tolerance`."""
+
+    def allowed(self, precision: str) -> float:
+        """Largest difference to the original, in `unit`, for a graph in ``fp32``, ``fp16``, ``int8`` or ``mixed``."""
+        return self.tolerance if precision == "fp32" or self.budget is None else self.budget
 
     def problems(self) -> list[str]:
         """Every reason why this output cannot be used; empty when it can."""
@@ -139,6 +145,8 @@ class OutputSpec:
             found.append(f"{where}: unit is empty")
         if not _is_number(self.tolerance) or self.tolerance <= 0:
             found.append(f"{where}: tolerance is {self.tolerance!r}, expected a number above 0")
+        if self.budget is not None and not (_is_number(self.budget) and self.budget >= self.tolerance):
+            found.append(f"{where}: budget is {self.budget!r}, expected a number of {self.tolerance:g} or more, its tolerance")
         if self.activation is not None:
             found += _one_of(f"{where} activation", self.activation, ACTIVATIONS)
         if self.task == "regression" and self.labels:

@@ -138,9 +138,10 @@ def card_sha256(card: ModelCard) -> str:
     """SHA-256 of what a card says of the model and its answers, 64 hexadecimal digits.
 
     Its origin and its canary are left out: they differ between two files of one model. Whole numbers count as such with or
-    without a decimal point.
+    without a decimal point, and a budget that is not stated as none.
     """
     values = {name: value for name, value in dataclasses.asdict(card).items() if name not in _UNDESCRIBED}
+    values["outputs"] = [{k: v for k, v in output.items() if (k, v) != ("budget", None)} for output in values["outputs"]]
     return sha256_of_bytes(_canonical(_with_floats(values)))
 
 

@@ -144,7 +144,7 @@ def replay(
         FundusRtError: what the session raises.
     """
     parts: list[Answers] = []
-    first = session.backend
+    first, precision = session.backend, identify_model(session).precision
     start, turn, count = 0, 0, len(reference.frames)
     while start < count:
         size = REPLAY_SIZES[turn % len(REPLAY_SIZES)]
@@ -158,7 +158,7 @@ def replay(
         start, turn = start + size, turn + 1
         show(min(start, count), count)
     found = (
-        agreement(o.name, reference.answers[o.name], np.concatenate([part[o.name] for part in parts]), o)
+        agreement(o.name, reference.answers[o.name], np.concatenate([part[o.name] for part in parts]), o, o.allowed(precision))
         for o in session.card.outputs
     )
     return Replay(first, tuple(found))

@@ -32,6 +32,11 @@ def test_the_packages_card_speaks_for_the_author_in_all_that_it_states() -> None
     assert settled_differences(own, found, resolved) == ("output age: activation is 'sigmoid', by the checkpoint it is 'none'",)
     finer = dataclasses.replace(stated, outputs=(dataclasses.replace(stated.outputs[0], tolerance=0.001),))
     assert author_card(finer, None).card.outputs == finer.outputs and not author_card(finer, None).taken
+    wider = dataclasses.replace(stated, outputs=(dataclasses.replace(stated.outputs[0], budget=9.0),))
+    held = author_card(wider, None)
+    assert held.card.outputs == stated.outputs and held.differences == ("output age: budget is 9.0, the author's is 0.25",)
+    none = dataclasses.replace(stated, outputs=(dataclasses.replace(stated.outputs[0], budget=None),))
+    assert author_card(none, None).card.outputs == none.outputs and not author_card(none, None).differences
     unknown = author_card(dataclasses.replace(own, name="somebodys-own"), None)
     assert unknown.card.preprocessing == spec and "own card" in unknown.origin
 

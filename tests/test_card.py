@@ -96,6 +96,7 @@ def test_validate_lists_every_problem_at_once() -> None:
         (lambda d: d.update(colour="red"), "unknown key 'colour'"),
         (lambda d: d["preprocessing"].update(mean=["a", 0, 0]), "preprocessing.mean: expected a list of numbers"),
         (lambda d: d.update(outputs="age"), "outputs: expected a list"),
+        (lambda d: d["outputs"][0].update(budget=1e-9), "budget is 1e-09, expected a number of"),
         (lambda d: d["outputs"][0].update(tolerance="small"), "outputs[0].tolerance: expected float"),
         (lambda d: d["preprocessing"].update(input_size=[384]), "input_size is (384,)"),
         (lambda d: d["preprocessing"].update(input_size=[384.5, 384]), "input_size is"),

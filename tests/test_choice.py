@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -32,7 +33,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def write_copy(source: Path, target: Path, checkpoint: str = CHECKPOINT, precision: str = "fp32", threshold: float = 0.5) -> Path:
+def write_copy(
+    source: Path,
+    target: Path,
+    checkpoint: str = CHECKPOINT,
+    precision: str = "fp32",
+    threshold: float = 0.5,
+    budget: float | None = None,
+) -> Path:
     """A copy whose card says what it is of; the graph is the same."""
     import onnx
 
@@ -40,7 +48,7 @@ def write_copy(source: Path, target: Path, checkpoint: str = CHECKPOINT, precisi
     (entry,) = (entry for entry in model.metadata_props if entry.key == CARD_KEY)
     card = card_from_json(entry.value)
     stated = {"checkpoint": {"sha256": checkpoint}, "precision": precision}
-    output = dataclasses.replace(card.outputs[0], threshold=threshold)
+    output = dataclasses.replace(card.outputs[0], threshold=threshold, budget=budget)
     entry.value = dataclasses.replace(card, provenance=stated, outputs=(output,)).to_json()
     onnx.save(model, str(target))
     return target
@@ -126,6 +134,26 @@ class TestWays:
         write_reference(reference_path(model), dataclasses.replace(reference, answers=answers))
         assert certify(model, backend="openvino").certificate.verdict == "failed"
         assert certified_ways(files_of_model(model), 1, None) == []
+
+    @pytest.mark.parametrize(
+        ("precision", "budget", "verdict"),
+        [("int8", 0.02, "passed"), ("mixed", 0.02, "passed"), ("fp32", 0.02, "failed"), ("int8", None, "failed"),
+         ("int8", 0.002, "failed")],
+    )  # fmt: skip
+    def test_lower_precision_has_the_budget_that_the_card_states(
+        self, tiny_sex: Path, tmp_path: Path, precision: str, budget: float | None, verdict: str
+    ) -> None:
+        """The original's answers are 0.02 away before the sigmoid, which is 0.005 of a probability at most."""
+        path = write_copy(tiny_sex, tmp_path / "sex.onnx", precision=precision, budget=budget)
+        reference = sex_reference(path)
+        write_reference(
+            reference_path(path), dataclasses.replace(reference, answers={"sex": reference.answers["sex"] + np.float32(0.02)})
+        )
+        found = certify(path).certificate
+        assert found.verdict == verdict and found.agreement["sex"]["tolerance"] == (
+            budget if budget and precision != "fp32" else 0.001
+        )
+        assert 0.002 < found.agreement["sex"]["largest"] < 0.005
 
     def test_half_of_the_threads_is_tried_where_that_leaves_two(self) -> None:
         assert [thread_counts(most) for most in (1, 2, 3, 4, 7, 12)] == [[1], [2], [3], [4, 2], [7, 3], [12, 6]]

@@ -57,7 +57,7 @@ class Workbench:
     backend: str
     """``onnxruntime`` or ``openvino``."""
     tolerance: float | None = None
-    """Largest difference that passes, in the output's unit; None for the card's."""
+    """Largest difference that passes, in the output's unit; None for the card's budget."""
     threads: int | None = None
     reference: Answers = field(default_factory=dict)
     """Of the float32 file on the same backend, on `judged`."""
@@ -97,7 +97,11 @@ class Workbench:
                 found = answers_of(session, self.judged)
                 known = session.run(pictures) if pictures is not None else {}
                 session.close()
-        compared = tuple(agreement(o.name, self.reference[o.name], found[o.name], o, self.tolerance) for o in self.card.outputs)
+        precision = "int8" if recipe.int8 else "fp16"
+        compared = tuple(
+            agreement(o.name, self.reference[o.name], found[o.name], o, self.tolerance or o.allowed(precision))
+            for o in self.card.outputs
+        )
         return Trial(compared, tuple(canary.problems(known)) if canary is not None else ())
 
     def time_ratio(self, recipe: Recipe, turns: int) -> float:

@@ -90,7 +90,8 @@ def _held_against(own: ModelCard, stated: ModelCard, origin: str, open_scale: bo
 
 
 def _author_output(mine: OutputSpec, theirs: OutputSpec, open_scale: bool) -> OutputSpec:
-    """The stated output with what it leaves open as the conversion was told; a smaller tolerance of the file's counts."""
+    """The stated output with what it leaves open as the conversion was told; a smaller tolerance or budget of the
+    file's counts."""
     told = theirs.labels_assumed and not mine.labels_assumed
     unscaled = open_scale and theirs.task == "regression" and (theirs.scale, theirs.offset) == (1.0, 0.0)
     return dataclasses.replace(
@@ -100,6 +101,7 @@ def _author_output(mine: OutputSpec, theirs: OutputSpec, open_scale: bool) -> Ou
         scale=mine.scale if unscaled else theirs.scale,
         offset=mine.offset if unscaled else theirs.offset,
         tolerance=min(mine.tolerance, theirs.tolerance),
+        budget=None if None in (mine.budget, theirs.budget) else min(mine.budget or 0.0, theirs.budget or 0.0),
     )
 
 

@@ -166,7 +166,7 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
             asked, copies = _answer_all(call, rows, open_output(rows_file, call.resume, JsonLines()), feedback)
             stream = kept.enter_context(open(rows_file, "rb"))
         answered = answered_rows(stream, asked, original.card.outputs)
-        found = figures(answered, original.card.outputs, pipeline.card.outputs)
+        found = figures(answered, original.card.outputs, pipeline.card.outputs, pipeline.identity.precision)
         problems = [problem for one in found for problem in one.agreement.problems]
         result = Parity(
             call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found, copies,

@@ -133,7 +133,14 @@ def _judge_half(parity: Parity, cases: Sequence[Case], found: Evidence, feedback
         answered = open_emulated(model).run(frames)
         own = {output.name: output for output in parity.own.outputs}
         found.half = tuple(
-            agreement(f"{o.name} in half precision", right[o.name], answered[o.name], o, found_output=own[o.name])
+            agreement(
+                f"{o.name} in half precision",
+                right[o.name],
+                answered[o.name],
+                o,
+                o.allowed(parity.identity.precision),
+                found_output=own[o.name],
+            )
             for o in parity.original.card.outputs
         )
         found.ranges = value_ranges(model, frames)

@@ -66,25 +66,26 @@ class OutputFigures:
         return int(finite.std(axis=0).argmax()) if len(finite) else 0
 
 
-def figures(answered: Answered, outputs: Sequence[OutputSpec], own: Sequence[OutputSpec]) -> list[OutputFigures]:
+def figures(answered: Answered, outputs: Sequence[OutputSpec], own: Sequence[OutputSpec], precision: str) -> list[OutputFigures]:
     """Figures of every output.
 
     Args:
         answered: both sides' numbers.
         outputs: the author's, resolved.
         own: the file's, in any order.
+        precision: of the file's graph, which decides how large a difference passes.
     """
     own_by_name = {output.name: output for output in own}
-    return [_figures(answered, output, own_by_name[output.name]) for output in outputs]
+    return [_figures(answered, output, own_by_name[output.name], precision) for output in outputs]
 
 
-def _figures(answered: Answered, output: OutputSpec, own: OutputSpec) -> OutputFigures:
+def _figures(answered: Answered, output: OutputSpec, own: OutputSpec, precision: str) -> OutputFigures:
     before, after = answered.original[output.name], answered.ours[output.name]
     original, ours = values_in_unit(before, output), values_in_unit(after, own)
     return OutputFigures(
         output,
         own,
-        agreement(output.name, before, after, output, found_output=own),
+        agreement(output.name, before, after, output, output.allowed(precision), found_output=own),
         original,
         ours,
         tuple(decisions(original, output)),

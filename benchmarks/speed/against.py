@@ -88,7 +88,8 @@ def _own_ways(call: BenchCall, samples: Sequence[Sample], output: str, stack: Ex
                 continue
             stack.callback(opened.close)
             for part in call.parts:
-                yield Way(name, part, _own_answer(opened.by_part(part, samples), len(samples), output))
+                precision = opened.pipeline.identity.precision
+                yield Way(name, part, _own_answer(opened.by_part(part, samples), len(samples), output), precision)
 
 
 def _own_answer(answer: Callable[[int], Any], count: int, output: str) -> Callable[[int], np.ndarray]:
@@ -134,7 +135,7 @@ def _gpu_ways(call: BenchCall, original: OriginalModel, images: list[np.ndarray]
 def _answering_alike(
     ways: list[Way], reference: list[np.ndarray], output: OutputSpec, wrong: list[dict[str, Any]]
 ) -> tuple[list[Way], list[float]]:
-    """The ways whose answers are the first way's within the card's tolerance, with their largest difference in the card's unit.
+    """The ways whose answers are the first way's within what the card allows, with their largest difference in the card's unit.
 
     The others are added to `wrong`.
     """
@@ -142,7 +143,8 @@ def _answering_alike(
     apart: list[float] = []
     for way in ways:
         try:
-            problem, difference = difference_to(reference, [way.answer(index) for index in range(len(reference))], output)
+            answers = [way.answer(index) for index in range(len(reference))]
+            problem, difference = difference_to(reference, answers, output, way.precision)
         except FundusRtError as error:
             problem, difference = " ".join(str(error).split())[:200], 0.0
         if problem:
@@ -153,19 +155,22 @@ def _answering_alike(
     return right, apart
 
 
-def difference_to(reference: list[np.ndarray], answers: list[np.ndarray], output: OutputSpec) -> tuple[str, float]:
+def difference_to(
+    reference: list[np.ndarray], answers: list[np.ndarray], output: OutputSpec, precision: str = "fp32"
+) -> tuple[str, float]:
     """Why answers are not the reference's, or an empty text, and the largest difference in the card's unit.
 
     Args:
         reference, answers: float32 [columns] for each photograph, before the card's activation.
-        output: of the shipped card; its tolerance decides.
+        output: of the shipped card; its tolerance decides, and its budget where the answers are of lower precision.
+        precision: of the graph that gave `answers`.
     """
     if any(first.shape != second.shape for first, second in zip(reference, answers, strict=True)):
         return f"got answers of shape {list(answers[0].shape)}, expected {list(reference[0].shape)}", 0.0
     first, second = values_in_unit(np.stack(reference), output), values_in_unit(np.stack(answers), output)
     largest = float(np.abs(first - second).max())
-    if not largest <= output.tolerance:
-        return f"answers differ by up to {largest:.3g} {output.unit}, allowed is {output.tolerance:g}", largest
+    if not largest <= (allowed := output.allowed(precision)):
+        return f"answers differ by up to {largest:.3g} {output.unit}, allowed is {allowed:g}", largest
     return "", largest
 
 

@@ -148,7 +148,7 @@ def _against_words(record: dict[str, Any]) -> tuple[str, ...]:
         "answers, of which the second is timed. A ratio compares two times of one round, so what disturbs the machine "
         "disturbs both.",
         f"Before that, every way answered {min(8, against['photographs'])} photographs; one whose answers are not the "
-        "first way's within the card's tolerance is listed as wrong and was not timed.",
+        "first way's within the card's tolerance (in lower precision its budget) is listed as wrong and was not timed.",
         "The original's bytes-to-result way is its sample code: decode, crop, resize and normalise by its author's libraries, "
         "then the framework. The crop is handed to it for nothing, and nothing checks the photograph; our "
         "files' way finds the crop, "

@@ -32,6 +32,8 @@ class Way:
     part: str
     answer: Callable[[int], np.ndarray]
     """From a sample's index to float32 [columns] of the card's first output."""
+    precision: str = "fp32"
+    """Of its graph; decides by how much its answers may differ."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ MINUS_ONE_TO_ONE = (1 / 127.5, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
 GREY_LEVELS = (1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 IMAGENET = (1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-TOLERANCE = 1e-3
+TOLERANCE, BUDGET = 1e-3, 2e-2
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ GRADERS = {
 def card_of(name, size, performance):
     """Return the card of a grader. performance: one sentence on what was measured."""
     grader = GRADERS[name]
-    output = OutputSpec("dr_grade", "multiclass", "probability", TOLERANCE, GRADES)
+    output = OutputSpec("dr_grade", "multiclass", "probability", TOLERANCE, GRADES, budget=BUDGET)
     scale, mean, std = grader.normalisation
     return ModelCard(
         name=f"grader-{name}",

@@ -94,4 +94,5 @@ def _described_output(card: ModelCard, index: int) -> str:
     assumed = " (order not published: assumed)" if output.labels_assumed else ""
     point = f", said from {output.threshold:g} on" if output.threshold is not None else ""
     tolerance = f"conversion tolerance {output.tolerance:g} {output.unit}"
+    tolerance += f", in lower precision {output.budget:g}" if output.budget is not None else ""
     return f"{output.name}: {output.task} in {output.unit}{classes}{assumed}{point}; {tolerance}"

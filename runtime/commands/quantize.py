@@ -24,7 +24,7 @@ import click
     help="How the range of an activation is found.",
 )  # fmt: skip
 @click.option(
-    "--tolerance", type=click.FloatRange(0, min_open=True), help="Largest difference that passes.  [default: the card's]"
+    "--tolerance", type=click.FloatRange(0, min_open=True), help="Largest difference that passes.  [default: the card's budget]"
 )
 @click.option("--whole", is_flag=True, help="Everything that can be in the precision, without a search.")
 def quantize(
