@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from fundus_rt.models.artifacts import atomic_path, sha256_of_file
@@ -30,6 +31,15 @@ CERTIFICATE_SUFFIX = ".parity.json"
 MOST_CERTIFICATES = 500
 """In one file; of more, those written first go."""
 _WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class AskedAnew:
+    """What the original was asked about anew, and the file passed on."""
+
+    photographs: int
+    digests: frozenset[str]
+    """SHA-256 of the photographs' files, and of those network inputs that were replayed."""
 
 
 def certificate_path(model_file: Path) -> Path:
@@ -97,7 +107,9 @@ def files_seen(model_file: Path, computed_file: Path, file_sha256: str) -> tuple
     return tuple(found)
 
 
-def keep_certificate(computed_file: Path, certificate: Certificate, say: Callable[[str], None], withdraw: int = 0) -> Path:
+def keep_certificate(
+    computed_file: Path, certificate: Certificate, say: Callable[[str], None], anew: AskedAnew | None = None
+) -> Path:
     """Write a certificate beside the file that it is of, in the place of an earlier one for the same way to compute.
 
     A failure that was found with another reference stays beside it and goes on counting, unless it is withdrawn; so does a signed
@@ -106,8 +118,7 @@ def keep_certificate(computed_file: Path, certificate: Certificate, say: Callabl
     Args:
         computed_file: the ``.onnx`` or ``.engine`` file.
         certificate: what is kept.
-        withdraw: photographs on which the original was asked anew, and the file passed: failures with other references on no more
-            photographs than that are withdrawn. 0: none.
+        anew: failures with other references are withdrawn whose photographs are all among these, and no more than these.
         say: told in full sentences where else it goes, and of a damaged file that is replaced.
 
     Returns:
@@ -121,13 +132,13 @@ def keep_certificate(computed_file: Path, certificate: Certificate, say: Callabl
     why = _why_elsewhere(path)
     if not why:
         try:
-            _add(path, certificate, say, withdraw)
-            _drop_elsewhere(computed_file, certificate, path, withdraw)
+            _add(path, certificate, say, anew)
+            _drop_elsewhere(computed_file, certificate, path, anew)
             return path
         except PermissionError as error:
             why = f"{path.parent} cannot be written ({error.strerror})"
     elsewhere = trusted_writable_folder(cache_folders("certificates"), say) / f"{certificate.file_sha256}{CERTIFICATE_SUFFIX}"
-    _add(elsewhere, certificate, say, withdraw)
+    _add(elsewhere, certificate, say, anew)
     say(f"{why}: the certificate is kept in {elsewhere.parent}, where this user's calls find it")
     if certificate.verdict == PASSED and any(one.same_binding(certificate) and one.verdict == FAILED for one in _read(path)):
         say(f"{path.name} beside the model says of the same that it failed, and goes on counting until it is removed there")
@@ -150,23 +161,23 @@ def _why_elsewhere(path: Path) -> str:
     return "" if os.access(path.parent, os.W_OK | os.X_OK) else f"{path.parent} cannot be written"
 
 
-def _add(path: Path, certificate: Certificate, say: Callable[[str], None], withdraw: int) -> None:
+def _add(path: Path, certificate: Certificate, say: Callable[[str], None], anew: AskedAnew | None) -> None:
     with _locked(path):
         for other in path.parent.iterdir():  # what a killed process left
             if other.name.startswith(f".{path.name}.") and other.suffix == ".json":
                 other.unlink(missing_ok=True)
-        kept = [earlier for earlier in _earlier(path, say) if not _replaces(certificate, earlier, withdraw)]
+        kept = [earlier for earlier in _earlier(path, say) if not _replaces(certificate, earlier, anew)]
         if any(one.verdict == FAILED and one.same_binding(certificate) for one in kept) and certificate.verdict == PASSED:
             say(
                 f"{path.name} holds a failure of the same with another reference, which counts until `fundus-rt parity` passes "
-                "on as many photographs"
+                "on the same photographs"
             )
         text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _replaces(certificate: Certificate, earlier: Certificate, withdraw: int) -> bool:
+def _replaces(certificate: Certificate, earlier: Certificate, anew: AskedAnew | None) -> bool:
     """Whether a new certificate takes the place of an earlier one."""
     if not earlier.same_binding(certificate) or (earlier.signature is not None and certificate.signature is None):
         return False
@@ -175,18 +186,19 @@ def _replaces(certificate: Certificate, earlier: Certificate, withdraw: int) -> 
     if certificate.verdict == FAILED:
         return False
     counts = [figures.get("photographs") for figures in earlier.agreement.values()]
-    return 0 < withdraw >= max((count for count in counts if isinstance(count, int)), default=0)
+    most = max((count for count in counts if isinstance(count, int)), default=0)
+    return anew is not None and anew.photographs >= most and anew.digests.issuperset(earlier.failed_on)
 
 
-def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path, withdraw: int) -> None:
+def _drop_elsewhere(computed_file: Path, certificate: Certificate, written: Path, anew: AskedAnew | None) -> None:
     """Take what an earlier call kept of the same way to compute out of the cache, where this user may write."""
     for path in _places(computed_file, certificate.file_sha256):
         found = _read(path) if path != written else []
-        left = [one for one in found if not _replaces(certificate, one, withdraw)]
+        left = [one for one in found if not _replaces(certificate, one, anew)]
         if len(left) == len(found):
             continue
         with contextlib.suppress(OSError), _locked(path), atomic_path(path) as temporary:
-            left = [one for one in _read(path) if not _replaces(certificate, one, withdraw)]
+            left = [one for one in _read(path) if not _replaces(certificate, one, anew)]
             temporary.write_text(file_from_certificates(left), encoding="utf-8", newline="\n")
 
 

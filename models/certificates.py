@@ -95,6 +95,9 @@ class Certificate:
     """ISO 8601, UTC."""
     fundus_rt: str
     """Version of this package."""
+    failed_on: tuple[str, ...] = ()
+    """SHA-256 of photographs' files, or of network inputs, that were answered otherwise than by the original: those that have to
+    pass before the failure is withdrawn."""
     signature: Signature | None = None
 
     def message(self) -> bytes:
@@ -106,7 +109,7 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file, with ``sha256`` over everything else."""
         values = dataclasses.asdict(self)
-        values["problems"] = list(self.problems)
+        values["problems"], values["failed_on"] = list(self.problems), list(self.failed_on)
         return {**values, "sha256": sha256_of_bytes(_canonical(values))}
 
     def signed_with(self, key_file: Path) -> Certificate:
@@ -254,7 +257,7 @@ def _certificate(values: Any) -> Certificate:
     fields = {field.name for field in dataclasses.fields(Certificate)}
     if set(stated) != fields:
         raise ValueError(f"it has other fields: {', '.join(sorted(set(stated) ^ fields))}")
-    texts = fields - {"agreement", "problems", "signature"}
+    texts = fields - {"agreement", "problems", "failed_on", "signature"}
     if wrong := sorted(name for name in texts if not isinstance(stated[name], str)):
         raise TypeError(f"{', '.join(wrong)} of another type")
     if unprintable := sorted(name for name in texts if not stated[name].isprintable()):
@@ -266,10 +269,13 @@ def _certificate(values: Any) -> Certificate:
         raise TypeError("its figures are of another type")
     if not isinstance(problems, list) or not all(isinstance(problem, str) and problem.isprintable() for problem in problems):
         raise TypeError("its problems are of another type")
+    failed_on = stated["failed_on"]
+    if not isinstance(failed_on, list) or not all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in failed_on):
+        raise TypeError("its failed photographs are of another type")
     if stated["verdict"] != (FAILED if problems else PASSED):
         raise ValueError(f"its verdict {stated['verdict']!r} is not that of its problems")
     found = None if signature is None else Signature(**{name: str(value) for name, value in signature.items()})
-    return Certificate(**{**stated, "problems": tuple(problems), "signature": found})
+    return Certificate(**{**stated, "problems": tuple(problems), "failed_on": tuple(failed_on), "signature": found})
 
 
 def _canonical(values: Any) -> bytes:

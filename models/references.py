@@ -60,7 +60,11 @@ class ReplayReference:
 
     def different_photographs(self) -> int:
         """How many frames differ from each other."""
-        return len({sha256_of_bytes(np.ascontiguousarray(frame).tobytes()) for frame in self.frames})
+        return len(set(self.digests()))
+
+    def digests(self) -> list[str]:
+        """SHA-256 of each frame."""
+        return [sha256_of_bytes(np.ascontiguousarray(frame).tobytes()) for frame in self.frames]
 
     def problems(self) -> list[str]:
         """Every reason why this is not a reference; empty where it is one."""

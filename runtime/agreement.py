@@ -265,7 +265,7 @@ def _agreement(
         decisions_changed=len(changed) if decides else None,
         decisions_bound=clopper_pearson(len(changed), len(apart))[1] if decides else None,
         near_operating_point=int(np.count_nonzero(margins(reference, output)[finite] <= largest)) if decides else None,
-        weighted_kappa=_weighted_kappa(reference[finite], found[finite], output),
+        weighted_kappa=_weighted_kappa(reference[finite], found[finite], outputs),
         changed=changed,
         decisions_met=len({before for before, _ in said}) if decides else None,
         worst=tuple(int(index) for index in np.argsort(-apart, kind="stable")[:WORST]),
@@ -309,13 +309,15 @@ def _problems(name: str, reference: Values, found: Values, finite: NDArray[np.bo
     return problems
 
 
-def _weighted_kappa(reference: Values, found: Values, output: OutputSpec) -> float | None:
-    """Cohen's kappa with quadratic weights (Cohen, Psychological Bulletin 70, 1968) of the most probable classes."""
-    if output.task != "multiclass" or len(output.labels) < 3 or not len(reference):
+def _weighted_kappa(reference: Values, found: Values, outputs: tuple[OutputSpec, OutputSpec]) -> float | None:
+    """Cohen's kappa with quadratic weights (Cohen, Psychological Bulletin 70, 1968) of the most probable labels."""
+    labels, own = outputs[0].labels, outputs[1].labels
+    if outputs[0].task != "multiclass" or len(labels) < 3 or not len(reference) or set(own) != set(labels):
         return None
-    classes = len(output.labels)
+    classes = len(labels)
+    place = np.array([labels.index(label) for label in own])
     counts = np.zeros((classes, classes))
-    np.add.at(counts, (reference.argmax(axis=1), found.argmax(axis=1)), 1)
+    np.add.at(counts, (reference.argmax(axis=1), place[found.argmax(axis=1)]), 1)
     weights = np.subtract.outer(np.arange(classes), np.arange(classes)).astype(np.float64) ** 2
     by_chance = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / len(reference)
     expected = float((weights * by_chance).sum())

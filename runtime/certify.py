@@ -7,7 +7,7 @@ and what the original framework answered.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from fundus_rt.models import references
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import ModelCard
-from fundus_rt.models.certificate_store import keep_certificate
+from fundus_rt.models.certificate_store import AskedAnew, keep_certificate
 from fundus_rt.models.certificates import FAILED, PASSED, Certificate, card_sha256
 from fundus_rt.models.errors import CertificateError, ModelFileError, UsageError
 from fundus_rt.models.references import ReplayReference, read_reference, reference_path
@@ -64,7 +64,7 @@ def certify(
     device: str = "cpu",
     provider: str = "auto",
     key: Path | None = None,
-    withdraw: int = 0,
+    anew: AskedAnew | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     show: Callable[[int, int], None] = lambda done, of: None,
 ) -> Issued:
@@ -74,7 +74,7 @@ def certify(
         model, backend, device, provider: see `fundus_rt.runtime.guarded_session.open_guarded`.
         reference: None for ``NAME.reference`` beside the model.
         key: private key to sign with, see `fundus_rt.models.signatures.signed`.
-        withdraw: see `fundus_rt.models.certificate_store.keep_certificate`.
+        anew: photographs that `fundus_rt.benchmarks.proof.parity` just asked the original about, where it passed on them.
         say: told in full sentences what a result would have to say, and where the certificate goes when not beside the model.
         show: told how many photographs of how many were replayed.
 
@@ -99,7 +99,8 @@ def certify(
         if why := why_never_certified(session.backend, identity.precision, path):
             raise CertificateError(f"{path.name} is not certified: {why}")
         require_fitting(found, card)
-        if why := why_too_few(found.different_photographs()):
+        digests = found.digests()
+        if why := why_too_few(len(set(digests))):
             raise CertificateError(f"{path.name} is not certified: {why}")
         here, onnx_sha256 = binding_of(session.backend, card, identity, device), session.onnx_sha256 or identity.sha256
         replayed = replay(session, found, show)
@@ -123,10 +124,13 @@ def certify(
         problems=replayed.problems,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         fundus_rt=package_version(),
+        failed_on=tuple(digests[place] for place in failed_places(replayed.agreements)),
     )
     if key is not None:
         certificate = certificate.signed_with(key)
-    return Issued(certificate, keep_certificate(computed, certificate, say, withdraw), replayed, len(found.frames))
+    if anew is not None:
+        anew = AskedAnew(anew.photographs, anew.digests.union(digests))
+    return Issued(certificate, keep_certificate(computed, certificate, say, anew), replayed, len(found.frames))
 
 
 def replay(
@@ -162,6 +166,12 @@ def replay(
         for o in session.card.outputs
     )
     return Replay(first, tuple(found))
+
+
+def failed_places(agreements: Iterable[OutputAgreement]) -> list[int]:
+    """Which photographs speak against a file, in outputs that do not agree: those decided otherwise, and those furthest apart."""
+    failed = (found for found in agreements if found.problems)
+    return sorted({place for found in failed for place in (*found.changed, *found.worst)})
 
 
 def why_too_few(photographs: int) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from fundus_rt.models import certificate_store, certificates
 from fundus_rt.models.artifacts import sha256_of_bytes
-from fundus_rt.models.certificate_store import certificate_path, certificate_state, keep_certificate
+from fundus_rt.models.certificate_store import AskedAnew, certificate_path, certificate_state, keep_certificate
 from fundus_rt.models.certificates import Binding, Certificate, card_sha256, certificates_from_file, file_from_certificates
 from fundus_rt.models.errors import ModelFileError, UsageError
 from fundus_rt.models.registry import BUNDLED_FOLDER, load_card
@@ -140,7 +140,9 @@ class TestWhatCounts:
         (cache / "certificates").mkdir(parents=True, mode=0o700)
         cache.chmod(0o700)
         elsewhere = cache / "certificates" / f"{HERE.file_sha256}.parity.json"
-        failed = dataclasses.replace(FAILED, date=date, reference_sha256="ab" * 32, agreement={"sex": {"photographs": 11}})
+        failed = dataclasses.replace(
+            FAILED, date=date, reference_sha256="ab" * 32, agreement={"sex": {"photographs": 11}}, failed_on=("cd" * 32,)
+        )
         elsewhere.write_text(file_from_certificates([failed]))
         assert verdict(model)[0] == "failed"
         (cache / "certificates").chmod(0o777)  # others could have put it there
@@ -151,9 +153,10 @@ class TestWhatCounts:
         kept(model, dataclasses.replace(FAILED, date=date))  # with the reference of the one that passed
         kept(model, CERTIFICATE)  # with another reference than that of the first failure
         assert verdict(model)[0] == "failed"
-        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=10)  # parity on fewer photographs than had failed
-        assert verdict(model)[0] == "failed"
-        keep_certificate(model, CERTIFICATE, lambda said: None, withdraw=11)
+        for count, digests in ((10, {"cd" * 32}), (40, {"ef" * 32})):  # on fewer photographs, and on others, than had failed
+            keep_certificate(model, CERTIFICATE, lambda said: None, AskedAnew(count, frozenset(digests)))
+            assert verdict(model)[0] == "failed"
+        keep_certificate(model, CERTIFICATE, lambda said: None, AskedAnew(11, frozenset({"cd" * 32, "ef" * 32})))
         assert verdict(model)[0] == "passed"
         assert certificates_from_file(elsewhere) == ([other], [])
 

@@ -52,6 +52,12 @@ def test_no_line_is_dropped(tmp_path: Path) -> None:
     assert [(Path(item.path).name, item.listed_eye) for item in items] == [("a.jpg", "left"), ("f.jpg", "right")]
 
 
+def test_lines_have_the_numbers_that_an_editor_shows(tmp_path: Path) -> None:
+    """A blank line, and a cell of two lines."""
+    table = read(tmp_path, 'file,age,clinic\n\na.jpg,50,"one\ntwo"\nb.jpg,old,x\n\na.jpg,50,x\n', AGE)
+    assert table.numbers.tolist() == [3, 5, 7] and "line 3" in table.problems[2] and table.misread[0].line == 5
+
+
 def test_one_file_with_two_labels_counts_for_neither(tmp_path: Path) -> None:
     table = read(tmp_path, "file,sex\na.jpg,male\nb.jpg,male\na.jpg,female\n", SEX)
     assert set(table.problems) == {0, 2} and "another label" in table.problems[0]

@@ -210,4 +210,4 @@ def _leave_out_repeats(found: Answered) -> None:
         for place in same[1:] if agree else same:
             other = same[0] if place != first else same[1]
             said = "counted once" if agree else "with another label: neither is used"
-            found.problems[place] = f"the same content as line {other + 2}, {said}"
+            found.problems[place] = f"the same content as line {found.table.numbers[other]}, {said}"

@@ -201,3 +201,9 @@ def _exact_by_patient(value: float, patients: int) -> Estimate:
     low = clopper_pearson(math.floor(value * patients + 1e-9), patients)[0]
     high = clopper_pearson(math.ceil(value * patients - 1e-9), patients)[1]
     return Estimate(value, low, high, "exact, by patient")
+
+
+def counted(photographs: int, patients: int) -> str:
+    """How many photographs of how many patients, in words; where no two are known to be of one patient, that is said."""
+    whose = f" of {patients} patients" if patients < photographs else ", no two known to be of one patient"
+    return f"{photographs} photographs{whose}"

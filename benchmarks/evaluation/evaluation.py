@@ -108,7 +108,7 @@ def answered_photographs(
     """
     if len(table.problems) == len(table):
         line, problem = next(iter(table.problems.items()))
-        raise UsageError(f"no line of {table.path.name} can be used; the first says (line {line + 2}): {problem}")
+        raise UsageError(f"no line of {table.path.name} can be used; the first says (line {table.numbers[line]}): {problem}")
     options = answer_options(table, mirrored_by_source)
     rows = folder / ANSWERS_NAME
     with progress("answering", len(table) - len(table.problems)) as show:
@@ -192,10 +192,10 @@ def evaluate(pipeline: Pipeline, answered: Answered, options: EvaluationOptions,
                 results[question.output.name] = _result(answered, answers, options)
             show(place + 1)
     if not results:
-        line, problem = next(iter(answered.problems.items()))
+        place, problem = next(iter(answered.problems.items()))
+        line = answered.table.numbers[place]
         raise UsageError(
-            f"not one of {len(answered.table)} photographs has both a label and an answer; the first says (line {line + 2}): "
-            f"{problem}"
+            f"not one of {len(answered.table)} photographs has both a label and an answer; the first says (line {line}): {problem}"
         )
     figures = {name: result.figures for name, result in results.items()}
     verdicts = [judged(claim, questions, figures) for claim in options.claims]

@@ -99,7 +99,7 @@ def photograph_rows(answered: Answered, evaluation: Evaluation) -> Iterator[dict
     table = answered.table
     counted = {name: set(result.answers.lines.tolist()) for name, result in evaluation.results.items()}
     for place, name in enumerate(table.names()):
-        row: dict[str, Any] = {"line": place + 2, "file": name.encode("utf-8", "replace").decode()}
+        row: dict[str, Any] = {"line": int(table.numbers[place]), "file": name.encode("utf-8", "replace").decode()}
         row["problem"] = answered.problems.get(place, "")
         row["note"] = table.notes.get(place, "")
         row["eye"] = table.listed_eye(place) or answered.eyes[place]
@@ -159,8 +159,8 @@ def _worst_section(answered: Answered, answers: QuestionAnswers) -> Section:
     for line, at in lines.items():
         cells = _question_cells("it", output.task, output.labels, answers.truth[at], answers.values[at], int(answers.decided[at]))
         said = "; ".join(f"{key[3:]} {_shown(value)}" for key, value in cells.items())
-        name = Item(paths[line]).path.rpartition("/")[2].encode("utf-8", "replace").decode()
-        rows.append((f"line {line + 2}", name, said))
+        name = _shown_name(Item(paths[line]).path)
+        rows.append((f"line {answered.table.numbers[line]}", name, said))
         try:
             with open(paths[line], "rb") as stream:
                 pictures.append(Picture(f"{name}: {said}", thumbnail(stream.read())))
@@ -169,6 +169,11 @@ def _worst_section(answered: Answered, answers: QuestionAnswers) -> Section:
     title = "Largest errors" if output.task == "regression" else "Wrong and surest"
     table = Table("Photographs", ("line of the labels", "file", "truth and answer"), tuple(rows))
     return Section(f"{output.name}: {title.lower()}", (), (table,) if rows else (), (), tuple(pictures))
+
+
+def _shown_name(path: str) -> str:
+    """Of a photograph without its folders, which may name a patient."""
+    return path.rpartition("/")[2].encode("utf-8", "replace").decode()
 
 
 def _wrongness(answers: QuestionAnswers) -> np.ndarray:
@@ -191,7 +196,7 @@ def _uncounted_section(answered: Answered) -> Section:
     names = dict(enumerate(answered.table.names())) if len(answered.table) <= 10**4 else {}
     listed = sorted({**answered.table.notes, **answered.problems}.items())
     rows = tuple(
-        (f"line {line + 2}", names.get(line, "").encode("utf-8", "replace").decode(), said) for line, said in listed[:MOST_LISTED]
+        (f"line {answered.table.numbers[line]}", _shown_name(names.get(line, "")), said) for line, said in listed[:MOST_LISTED]
     )
     said: tuple[str, ...] = (
         f"{len(answered.problems)} of {len(answered.table)} lines are not in the figures, {answered.unanswered} of them because "

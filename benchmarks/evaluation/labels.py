@@ -77,6 +77,8 @@ class LabelTable:
     """By question."""
     truths: list[NDArray[np.float64]]
     """By question [N, T]; nan where the line does not say. T is 1, or the number of labels of a multilabel output."""
+    numbers: NDArray[np.int64]
+    """[N], of each line in the file, the header being line 1."""
     patients: NDArray[np.int64]
     """[N], numbered from 0; each line without a patient is its own."""
     has_patients: bool
@@ -100,17 +102,17 @@ class LabelTable:
 
     def items(self) -> Iterator[Item]:
         """The photographs to answer, each once, in the order of the lines."""
-        for place, line in enumerate(self.file.lines()):
+        for place, (_, line) in enumerate(self.file.lines()):
             if place not in self.problems and self.places.get(_full_path(line, self)) == place:
                 yield Item(_full_path(line, self), self.listed_eye(place))
 
     def names(self) -> Iterator[str]:
         """What the table calls each photograph, line by line."""
-        return ((line.get("file") or "") for line in self.file.lines())
+        return ((line.get("file") or "") for _, line in self.file.lines())
 
     def path_of(self, place: int) -> str:
         """The photograph of a line; reads the table up to there."""
-        return next(_full_path(line, self) for at, line in enumerate(self.file.lines()) if at == place)
+        return next(_full_path(line, self) for at, (_, line) in enumerate(self.file.lines()) if at == place)
 
     def listed_eye(self, place: int) -> str | None:
         """The eye that a line gives as a fact; None where it does not, or where the eye is what is asked."""
@@ -145,8 +147,8 @@ def read_labels(path: Path, card: ModelCard, options: LabelOptions) -> LabelTabl
     if missing:
         raise UsageError(f"{path.name} has no column {', '.join(missing)} to report by; it has {', '.join(header)}")
     reader = _Reader(file, questions, options)
-    for line in file.lines():
-        reader.take(line)
+    for number, line in file.lines():
+        reader.take(line, number)
     if not len(reader.patients):
         raise UsageError(f"{path.name} has a header and no line; give one line for each photograph")
     return reader.table()
@@ -160,6 +162,7 @@ class _Reader:
         header = file.header
         self.misread = tuple(Misread() for _ in questions)
         self.truths = [array("d") for _ in questions]
+        self.numbers = array("q")
         self.patients = array("q")
         self.patient_numbers: dict[str, int] = {}
         self.has_patients = "patient" in header
@@ -171,8 +174,9 @@ class _Reader:
         self.problems: dict[int, str] = {}
         self.notes: dict[int, str] = {}
 
-    def take(self, line: Mapping[str, str | None]) -> None:
+    def take(self, line: Mapping[str, str | None], number: int) -> None:
         place = len(self.patients)
+        self.numbers.append(number)
         said: list[tuple[float, ...]] = []
         unsaid: list[str] = []
         problems: list[str] = []
@@ -184,7 +188,7 @@ class _Reader:
             except ValueError as error:
                 if any((line.get(name) or "").strip() for name in question.columns):
                     misread.count += 1
-                    misread.line, misread.said = misread.line or place + 2, misread.said or str(error)
+                    misread.line, misread.said = misread.line or number, misread.said or str(error)
                 truth = (math.nan,) * question.width
                 unsaid.append(str(error))
             column.extend(truth)
@@ -233,9 +237,9 @@ class _Reader:
         width = [question.width for question in self.questions]
         before = [tuple(column[first * w : first * w + w]) for column, w in zip(self.truths, width, strict=True)]
         if _same_truths(before, said):
-            return [f"the same file as line {first + 2}: counted once"]
-        self.problems[first] = f"line {place + 2} gives the same file another label: neither is used"
-        return [f"line {first + 2} gives the same file another label: neither is used"]
+            return [f"the same file as line {self.numbers[first]}: counted once"]
+        self.problems[first] = f"line {self.numbers[place]} gives the same file another label: neither is used"
+        return [f"line {self.numbers[first]} gives the same file another label: neither is used"]
 
     def _take_patient(self, name: str) -> None:
         known = self.patient_numbers
@@ -254,6 +258,7 @@ class _Reader:
             questions=self.questions,
             misread=self.misread,
             truths=truths,
+            numbers=np.array(self.numbers, np.int64),
             patients=np.array(self.patients, np.int64),
             has_patients=self.has_patients,
             ages=None if self.ages is None else np.array(self.ages, np.float64),

@@ -34,8 +34,8 @@ class LabelsFile:
     doubts: tuple[str, ...]
     """Sentences about columns that look known and are not used."""
 
-    def lines(self) -> Iterator[dict[str, str]]:
-        """The cells of each line by column; a cell that a short line lacks is empty.
+    def lines(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """The number of each line in the file, where it begins, and its cells by column; what a short line lacks is empty.
 
         Raises:
             UsageError: a line has more cells than there are columns, opens a quote that is never closed, or holds a cell too
@@ -49,7 +49,7 @@ class LabelsFile:
                     f"{self.path.name}, line {number}: {len(row)} cells where the header has {len(self.header)}; a comma "
                     'inside a cell, as in 63,5, needs quotes: "63,5"'
                 )
-            yield dict(zip(self.header, (*row, *[""] * (len(self.header) - len(row))), strict=False))
+            yield number, dict(zip(self.header, (*row, *[""] * (len(self.header) - len(row))), strict=False))
 
 
 def open_labels(path: Path, encoding: str | None, known: Sequence[str]) -> LabelsFile:

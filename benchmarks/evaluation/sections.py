@@ -8,7 +8,7 @@ import numpy as np
 
 from fundus_rt.benchmarks.evaluation.answers import QuestionAnswers
 from fundus_rt.benchmarks.evaluation.classes import ClassFigures
-from fundus_rt.benchmarks.evaluation.estimates import SEED, Estimate, Rate
+from fundus_rt.benchmarks.evaluation.estimates import SEED, Estimate, Rate, counted
 from fundus_rt.benchmarks.evaluation.figures import QuestionFigures
 from fundus_rt.benchmarks.evaluation.groups import SMALL, GroupFigures
 from fundus_rt.benchmarks.evaluation.regression import RegressionFigures
@@ -73,7 +73,7 @@ def regression_section(answers: QuestionAnswers, figures: RegressionFigures, not
         identity=True,
     )
     said_first = (
-        f"{figures.photographs} photographs of {figures.patients} patients: mean absolute error {figures.mae} {unit}, bias "
+        f"{counted(figures.photographs, figures.patients)}: mean absolute error {figures.mae} {unit}, bias "
         f"{figures.bias} {unit}. 95 % of the errors lie between {figures.lower_limit.value:.1f} and "
         f"{figures.upper_limit.value:.1f} {unit}."
     )
@@ -134,7 +134,7 @@ def two_class_section(title: str, figures: TwoClassFigures, notes: Sequence[str]
         )
     )
     said = (
-        f"{figures.photographs} photographs of {figures.patients} patients, {figures.prevalence.count} of them {positive}: "
+        f"{counted(figures.photographs, figures.patients)}, {figures.prevalence.count} of them {positive}: "
         f"area under the ROC curve {figures.auc}, sensitivity {figures.sensitivity}, specificity {figures.specificity}."
     )
     return Section(title, (said, *notes), (table, overall), tuple(plots))
@@ -169,7 +169,7 @@ def class_section(name: str, figures: ClassFigures, notes: Sequence[str]) -> Sec
     matrix = tuple(tuple(float(cell) for cell in row) for row in figures.confusion)
     plot = Plot("confusion", "Truth and decision", "decision", "truth", matrix=matrix, ticks=figures.labels)
     said = (
-        f"{figures.photographs} photographs of {figures.patients} patients: accuracy {figures.accuracy}; quadratic kappa "
+        f"{counted(figures.photographs, figures.patients)}: accuracy {figures.accuracy}; quadratic kappa "
         f"{figures.quadratic_kappa}."
     )
     return Section(name, (said, *notes), (kappas, rates), (plot,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fundus_rt.benchmarks.evaluation.classes import ClassFigures
+from fundus_rt.benchmarks.evaluation.estimates import counted
 from fundus_rt.benchmarks.evaluation.evaluation import Evaluation, QuestionResult
 from fundus_rt.benchmarks.evaluation.regression import RegressionFigures
 from fundus_rt.benchmarks.evaluation.two_classes import TwoClassFigures
@@ -37,21 +38,21 @@ def summary_lines(evaluation: Evaluation) -> Iterator[str]:
         if place == MOST_PROBLEMS:
             yield f"  and {len(answered.problems) - MOST_PROBLEMS} more lines, see --report"
             break
-        yield f"not counted: line {line + 2}: {problem}"
+        yield f"not counted: line {answered.table.numbers[line]}: {problem}"
 
 
 def _result_lines(name: str, result: QuestionResult) -> Iterator[str]:
     figures = result.figures
     unit = result.answers.question.output.unit
     if isinstance(figures, RegressionFigures):
-        yield f"{name}: {figures.photographs} photographs of {figures.patients} patients"
+        yield f"{name}: {counted(figures.photographs, figures.patients)}"
         yield f"  mean absolute error  {figures.mae} {unit}"
         yield f"  bias                 {figures.bias} {unit}"
         yield f"  limits of agreement  {figures.lower_limit} to {figures.upper_limit} {unit}"
         yield f"  correlation          {figures.correlation}"
         yield f"  slope of the error   {figures.slope} per {unit} of truth"
     elif isinstance(figures, ClassFigures):
-        yield f"{name}: {figures.photographs} photographs of {figures.patients} patients"
+        yield f"{name}: {counted(figures.photographs, figures.patients)}"
         yield f"  accuracy             {figures.accuracy}"
         if figures.decided.count < figures.decided.of:
             yield f"  decided              {figures.decided}"
@@ -84,7 +85,7 @@ def _result_lines(name: str, result: QuestionResult) -> Iterator[str]:
 
 def _two_class_lines(figures: TwoClassFigures) -> Iterator[str]:
     positive = figures.labels[1]
-    counts = f"{figures.photographs} photographs of {figures.patients} patients, {figures.prevalence.count} {positive}"
+    counts = f"{counted(figures.photographs, figures.patients)}, {figures.prevalence.count} {positive}"
     yield f"{figures.question}: {counts}"
     yield f"  AUC                  {figures.auc}"
     yield f"  accuracy             {figures.accuracy}"

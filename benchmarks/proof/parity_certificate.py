@@ -16,12 +16,12 @@ from typing import Any
 from fundus_rt.benchmarks.proof.parity import Feedback, Parity
 from fundus_rt.benchmarks.proof.parity_figures import chosen, without_places
 from fundus_rt.benchmarks.proof.parity_frames import case_of, numbers_of, our_tensors
-from fundus_rt.models.certificate_store import keep_certificate
+from fundus_rt.models.certificate_store import AskedAnew, keep_certificate
 from fundus_rt.models.certificates import FAILED, Certificate, card_sha256
 from fundus_rt.models.errors import CertificateError, FundusRtError, UsageError
 from fundus_rt.models.references import ReplayReference, reference_path, write_reference
 from fundus_rt.runtime.certification import binding_of, why_never_certified
-from fundus_rt.runtime.certify import Issued, Replay, certify, why_too_few
+from fundus_rt.runtime.certify import Issued, Replay, certify, failed_places, why_too_few
 from fundus_rt.runtime.session import resolve_model
 
 
@@ -97,8 +97,7 @@ def certify_passed(parity: Parity, most: int, feedback: Feedback) -> Kept:
             with feedback.step("Replaying the reference for the certificate"):
                 try:
                     found.issued = certify(
-                    call.file, None, call.backend, call.device, call.provider, withdraw=len(parity.answered.offsets),
-                    say=feedback.say,
+                    call.file, None, call.backend, call.device, call.provider, anew=_asked_anew(parity), say=feedback.say,
                 )  # fmt: skip
                 except CertificateError as error:  # no replay proves anything here: on a GPU the reference can
                     found.not_issued = str(error)
@@ -154,6 +153,7 @@ def certify_failed(parity: Parity, most: int, feedback: Feedback) -> Kept:
             problems=tuple(parity.problems),
             date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             fundus_rt=parity.versions.get("fundus-rt", "not installed"),
+            failed_on=_failed_on(parity),
         )
         kept = keep_certificate(computed, certificate, feedback.say)
     except (FundusRtError, OSError) as error:
@@ -162,6 +162,18 @@ def certify_failed(parity: Parity, most: int, feedback: Feedback) -> Kept:
     agreements = tuple(one.agreement for one in parity.figures)
     found.issued = Issued(certificate, kept, Replay(backend, agreements), len(parity.answered.offsets))
     return found
+
+
+def _asked_anew(parity: Parity) -> AskedAnew:
+    """The photographs of a comparison that passed."""
+    count = len(parity.answered.offsets)
+    return AskedAnew(count, frozenset(parity.answered.row(index)["sha256"] for index in range(count)))
+
+
+def _failed_on(parity: Parity) -> tuple[str, ...]:
+    """SHA-256 of the photographs' files that speak against the file."""
+    places = failed_places(one.agreement for one in parity.figures)
+    return tuple(parity.answered.row(place)["sha256"] for place in places)
 
 
 def _sha256_of_rows(parity: Parity) -> str:
