@@ -193,9 +193,9 @@ def evaluate(pipeline: Pipeline, answered: Answered, options: EvaluationOptions,
             show(place + 1)
     if not results:
         place, problem = next(iter(answered.problems.items()))
-        line = answered.table.numbers[place]
+        line, count = answered.table.numbers[place], len(answered.table)
         raise UsageError(
-            f"not one of {len(answered.table)} photographs has both a label and an answer; the first says (line {line}): {problem}"
+            f"not one of {count} photographs has both a label and an answer; the first says (line {line}): {problem}"
         )
     figures = {name: result.figures for name, result in results.items()}
     verdicts = [judged(claim, questions, figures) for claim in options.claims]
