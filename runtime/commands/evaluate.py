@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fundus_rt.runtime.commands.computing_options import backend_and_device
+from fundus_rt.runtime.commands.private_folder import private_folder
 
 if TYPE_CHECKING:
     from fundus_rt.benchmarks.evaluation.evaluation import Evaluation
@@ -72,7 +72,7 @@ def evaluate(context: click.Context, /, model: str, report: Path | None, resume:
     with ExitStack() as stack:
         if report is not None:
             prepare_report_folder(report)
-        folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-evaluate-")))
+        folder = report or stack.enter_context(private_folder())
         with _interruptible(report is not None):
             evaluation = _evaluated(stack, model, folder, resume, call)
         files = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fundus_rt.runtime.commands.computing_options import backend_and_device
+from fundus_rt.runtime.commands.private_folder import private_folder
 
 if TYPE_CHECKING:
     from fundus_rt.benchmarks.proof.original import OriginalModel
@@ -85,7 +85,7 @@ def robustness(
         original = _original(checkpoint, pipeline.card, card_name, architecture, trust_pickle) if checkpoint else None
         if original is not None:
             stack.callback(original.close)
-        folder = report or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fundus-rt-robustness-")))
+        folder = report or stack.enter_context(private_folder())
         with _progress(lambda: count_cases(paths, list_file)) as show:
             measured = measure(cases(paths, list_file), pipeline, watch, original, plan, folder / ROWS, resume, show)
         page = None
