@@ -221,7 +221,9 @@ def test_resume_asks_about_no_photograph_twice(bench: Bench, tmp_path: Path, mon
 
 def test_rows_of_another_engine_device_or_rounding_are_not_gone_on_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     call = parity_module.ParityCall(bench.checkpoint, "right.engine", device="cuda:0")
-    original: Any = SimpleNamespace(checkpoint_sha256="c" * 64, description="", card=bench.card, versions={})
+    original: Any = SimpleNamespace(
+        checkpoint_sha256="c" * 64, beside_sha256="d" * 64, description="", card=bench.card, versions={}
+    )
     digests = set()
     for engine, device in (("a", "cuda:0"), ("b", "cuda:0"), ("a", "cpu"), ("b", "cpu")):
         backend = BackendInfo(name="tensorrt", provider="", device=device, version="10", engine_sha256=engine * 64)

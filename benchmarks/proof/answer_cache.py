@@ -22,7 +22,7 @@ from fundus_rt.models.artifacts import sha256_of_bytes
 from fundus_rt.models.cache_folder import cache_folders, trusted_writable_folder
 from fundus_rt.models.errors import UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when answers are asked for or kept in another way."""
 FILE_NAME = "original-answers.sqlite3"
 
@@ -98,6 +98,7 @@ def answer_digest(original: OriginalModel, photograph: Photograph) -> bytes:
     parts = {
         "format": FORMAT,
         "checkpoint": original.checkpoint_sha256,
+        "beside": original.beside_sha256,
         "network": original.description,
         "framework": original.framework,
         "versions": original.versions,

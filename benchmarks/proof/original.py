@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fundus_rt.converters.original_preprocessing import OriginalInputs, Photogra
 from fundus_rt.converters.output_meaning import resolved_card, settled
 from fundus_rt.converters.parity import reference_tensor
 from fundus_rt.converters.shipping import ship
+from fundus_rt.models.artifacts import sha256_of_bytes, sha256_of_file
 from fundus_rt.models.canary import PICTURES, canary_picture
 from fundus_rt.models.card import ModelCard
 
@@ -26,6 +28,9 @@ LIBRARIES = (
     "tf-keras", "keras",
 )  # fmt: skip
 """Packages that decode, resize, normalise or compute on the original's side."""
+
+WRITTEN_HERE = (".parity.json", ".recipe.json")
+"""Endings of files that say nothing of a checkpoint's network."""
 
 
 class OriginalModel:
@@ -58,6 +63,8 @@ class OriginalModel:
         self._network = found.build()
         read.state.clear()
         self.checkpoint_sha256 = read.sha256
+        self.beside_sha256 = _beside_sha256(checkpoint)
+        """Of the configurations in the checkpoint's folder: a network may be built by them, `convert` says which it read."""
         self.framework = read.framework
         """``pytorch``, ``keras``, ``tensorflow`` or ``onnx``."""
         self.description = found.description
@@ -123,3 +130,13 @@ class OriginalModel:
         drawn = np.stack([canary_picture(which, spec.input_size, spec.input_dtype) for which in range(PICTURES)])
         self._exported = self._graph()
         return settled(found, self._exported, checkpoint, self._network.answers(reference_tensor(drawn, spec)))
+
+
+def _beside_sha256(checkpoint: Path) -> str:
+    """SHA-256 over names and contents of the JSON files beside a checkpoint that this package did not write."""
+    found = [
+        (path.name, sha256_of_file(path))
+        for path in sorted(checkpoint.parent.glob("*.json"))
+        if path.is_file() and not path.name.endswith(WRITTEN_HERE)
+    ]
+    return sha256_of_bytes(json.dumps(found).encode())

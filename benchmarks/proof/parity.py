@@ -237,7 +237,8 @@ def _require_same_columns(stated: ModelCard, own: ModelCard, call: ParityCall) -
 def _run_digest(call: ParityCall, original: OriginalModel, pipeline: Pipeline) -> str:
     """Everything but the photographs that decides the rows: checkpoint, file or engine, cards, what computes, libraries."""
     parts: list[Any] = [
-        FORMAT, original.checkpoint_sha256, original.description, original.card.to_json(), original.versions,
+        FORMAT, original.checkpoint_sha256, original.beside_sha256, original.description, original.card.to_json(),
+        original.versions,
         pipeline.identity.sha256, pipeline.card.to_json(), pipeline.asked, _computed_by(call, pipeline),
         versions("fundus-rt"), call.architecture,
     ]  # fmt: skip

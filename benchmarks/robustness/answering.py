@@ -39,6 +39,7 @@ class Original(Protocol):
 
     card: ModelCard
     checkpoint_sha256: str
+    beside_sha256: str
 
     def inputs(self, photographs: Sequence[Any]) -> Any: ...
 

@@ -99,7 +99,7 @@ def read_rows(path: Path, asked: Set[str]) -> Iterator[Row]:
 
 def run_digest(pipeline: Pipeline, original: Original | None, plan: Plan) -> str:
     """16 hexadecimal digits of everything but the photographs that decides a row."""
-    of_original = [original.checkpoint_sha256, original.card.to_json()] if original else []
+    of_original = [original.checkpoint_sha256, original.beside_sha256, original.card.to_json()] if original else []
     parts = [str(FORMAT), pipeline.identity.sha256, plan.digest(), *pipeline.asked, *of_original]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
