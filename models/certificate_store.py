@@ -29,7 +29,7 @@ from fundus_rt.models.signatures import PublicKey
 
 CERTIFICATE_SUFFIX = ".parity.json"
 MOST_CERTIFICATES = 500
-"""In one file; of more, those written first go."""
+"""In one file; of more, those that passed and were written first go."""
 _WAIT_S = 60.0
 
 
@@ -172,9 +172,16 @@ def _add(path: Path, certificate: Certificate, say: Callable[[str], None], anew:
                 f"{path.name} holds a failure of the same with another reference, which counts until `fundus-rt parity` passes "
                 "on the same photographs"
             )
-        text = file_from_certificates([*kept, certificate][-MOST_CERTIFICATES:])
+        text = file_from_certificates(_most([*kept, certificate]))
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _most(certificates: list[Certificate]) -> list[Certificate]:
+    """`MOST_CERTIFICATES` of them: of those that passed the first go, and failures only where nothing else is left."""
+    left_out = max(0, len(certificates) - MOST_CERTIFICATES)
+    first = sorted(range(len(certificates)), key=lambda place: (certificates[place].verdict == FAILED, place))[:left_out]
+    return [certificate for place, certificate in enumerate(certificates) if place not in first]
 
 
 def _replaces(certificate: Certificate, earlier: Certificate, anew: AskedAnew | None) -> bool:

@@ -95,6 +95,8 @@ class Certificate:
     """ISO 8601, UTC."""
     fundus_rt: str
     """Version of this package."""
+    author_side: str = ""
+    """Whose card the original's side followed in preprocessing, labels and operating points, in words; the reference says it."""
     failed_on: tuple[str, ...] = ()
     """SHA-256 of photographs' files, or of network inputs, that were answered otherwise than by the original: those that have to
     pass before the failure is withdrawn."""

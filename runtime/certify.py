@@ -124,6 +124,7 @@ def certify(
         problems=replayed.problems,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         fundus_rt=package_version(),
+        author_side=" ".join(str(found.facts.get("author_side", "")).split()),
         failed_on=tuple(digests[place] for place in failed_places(replayed.agreements)),
     )
     if key is not None:

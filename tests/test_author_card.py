@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 from fundus_rt.benchmarks.proof.author_card import _held_against, author_card, settled_differences
+from fundus_rt.benchmarks.proof.parity_words import verdict
 from fundus_rt.models.registry import load_card
 
 
@@ -38,7 +40,9 @@ def test_the_packages_card_speaks_for_the_author_in_all_that_it_states() -> None
     none = dataclasses.replace(stated, outputs=(dataclasses.replace(stated.outputs[0], budget=None),))
     assert author_card(none, None).card.outputs == none.outputs and not author_card(none, None).differences
     unknown = author_card(dataclasses.replace(own, name="somebodys-own"), None)
-    assert unknown.card.preprocessing == spec and "own card" in unknown.origin
+    assert unknown.card.preprocessing == spec and "own card" in unknown.origin and unknown.is_own and not found.is_own
+    own_word, other = (SimpleNamespace(problems=[], figures=[], author=author) for author in (unknown, found))
+    assert "for nobody else said it" in verdict(own_word) and "nobody" not in verdict(other)  # type: ignore[arg-type]
 
 
 def test_a_card_that_is_given_states_the_scale_too(tmp_path: Path) -> None:

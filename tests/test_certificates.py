@@ -169,6 +169,12 @@ class TestWhatCounts:
         kept(model, dataclasses.replace(CERTIFICATE, signature=signature, date="2026-11-24T00:00:00Z"))
         assert len(certificates_from_file(certificate_path(model))[0]) == 1
 
+    def test_of_too_many_those_that_passed_go_first(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(certificate_store, "MOST_CERTIFICATES", 2)
+        others = [dataclasses.replace(CERTIFICATE, version=version) for version in ("1", "2")]
+        kept(model, FAILED, *others)
+        assert certificates_from_file(certificate_path(model))[0] == [FAILED, others[1]]
+
     def test_an_unsigned_failure_counts_where_a_signature_is_asked_for(self) -> None:
         key = PublicKey("ff" * 32)
         assert certificates.state_of([FAILED], HERE, key=key).verdict == "failed"

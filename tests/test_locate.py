@@ -113,6 +113,7 @@ def test_an_error_that_grows_from_above_is_told_from_one_that_arises_here() -> N
     assert found.own_error is not None and found.own_error < 0.01 < found.error
     assert 0.004 < found.inherited <= 0.01
     assert "came from above" in " ".join(found.sentences())
+    assert found.above == ("conv_0", ("kernel_0",)) and "'conv_0': kernel_0." in " ".join(found.sentences())
 
 
 def test_casts_between_are_passed_over_and_a_half_precision_overflow_is_found_where_it_arises() -> None:

@@ -20,6 +20,8 @@ class AuthorCard:
     """Whose it is, for the reader."""
     differences: tuple[str, ...]
     """What the file's own card says otherwise, and could decide answers by, one phrase each."""
+    is_own: bool = False
+    """Nobody but the file itself spoke for the author."""
     taken: tuple[str, ...] = ()
     """What the author's statement leaves open and was taken from the file's own card, one sentence each."""
 
@@ -54,7 +56,7 @@ def author_card(own: ModelCard, named: str | None) -> AuthorCard:
         stated = load_card(own.name)
     except CardError:
         plain = dataclasses.replace(own, canary={}, provenance={})
-        return AuthorCard(plain, "the file's own card, for the package has none of its name and --card gave none", ())
+        return AuthorCard(plain, "the file's own card, for the package has none of its name and --card gave none", (), True)
     return _held_against(own, stated, f"the package's card {stated.name}", open_scale=True)
 
 
@@ -86,7 +88,7 @@ def _held_against(own: ModelCard, stated: ModelCard, origin: str, open_scale: bo
         open_fields = tuple(name for name in ("activation", "columns") if getattr(output, name) is None)
         found += _differences(f"output {mine.name}", mine, output, (*open_fields, "labels_assumed"))
         taken += _taken(mine, theirs, output)
-    return AuthorCard(card, origin, tuple(found), tuple(taken))
+    return AuthorCard(card, origin, tuple(found), taken=tuple(taken))
 
 
 def _author_output(mine: OutputSpec, theirs: OutputSpec, open_scale: bool) -> OutputSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,8 @@ class Located:
     """Tensors of the examined graph that the reference has, too."""
     trail: tuple[NodeError, ...]
     """Every node until then, in order."""
+    above: tuple[str, tuple[str, ...]] | None = None
+    """Where the error does not arise here: the first node before it with other weights than the reference's, and those."""
 
     @property
     def arises_here(self) -> bool:
@@ -79,6 +82,9 @@ class Located:
                 f"Given the reference's inputs, the node is off by {_share(self.own_error)} only: the error came from above, "
                 "where it grew from node to node without leaving the budget."
             )
+        if self.above is not None:
+            node, weights = self.above
+            said.append(f"The first node above it with other weights than the reference's is {node!r}: {', '.join(weights)}.")
         if self.weights:
             said.append(f"Its weights differ from the reference's: {', '.join(self.weights)}.")
         return tuple(said)
@@ -143,10 +149,14 @@ def locate(
 def _located(pair: _Pair, name: str, trail: list[NodeError], budget: float) -> Located:
     found = trail[-1]
     own, inherited = pair.own_error(name)
-    return Located(
+    located = Located(
         found.node, found.operator, name, found.error, own, inherited, budget, pair.other_weights(name),
         len(trail), len(pair.matched), tuple(trail),
     )  # fmt: skip
+    if located.arises_here:
+        return located
+    differing = ((before.node, pair.other_weights(before.tensor)) for before in trail[:-1])
+    return dataclasses.replace(located, above=next(((node, weights) for node, weights in differing if weights), None))
 
 
 class _Pair:

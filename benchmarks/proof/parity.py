@@ -169,8 +169,8 @@ def hold_against(call: ParityCall, feedback: Feedback) -> Parity:
         found = figures(answered, original.card.outputs, pipeline.card.outputs, pipeline.identity.precision)
         problems = [problem for one in found for problem in one.agreement.problems]
         result = Parity(
-            call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found, copies,
-            author.problems() + problems + further_problems(found, len(answered.failed)),
+            call, original, author, pipeline.card, pipeline.identity, pipeline.backend, answered, found,
+            copies + answered.repeats, author.problems() + problems + further_problems(found, len(answered.failed)),
             {**versions("fundus-rt", "onnxruntime", "onnxruntime-gpu"), **original.versions}, peak_memory(), kept,
         )  # fmt: skip
         undone.pop_all()

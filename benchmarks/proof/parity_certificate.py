@@ -153,6 +153,7 @@ def certify_failed(parity: Parity, most: int, feedback: Feedback) -> Kept:
             problems=tuple(parity.problems),
             date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
             fundus_rt=parity.versions.get("fundus-rt", "not installed"),
+            author_side=parity.author.origin,
             failed_on=_failed_on(parity),
         )
         kept = keep_certificate(computed, certificate, feedback.say)

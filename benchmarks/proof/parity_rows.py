@@ -168,6 +168,8 @@ class Answered:
     """float64 [N, 2]: the original's side (NaN where its answer was kept from before) and ours."""
     failed: np.ndarray
     """int64: where the rows begin of photographs that a side could not answer."""
+    repeats: int = 0
+    """Photographs that were answered once more under another name, with nothing else that decides the answer; left out."""
 
     def row(self, index: int) -> Row:
         """The row of one photograph."""
@@ -200,7 +202,8 @@ def answered_rows(stream: BinaryIO, asked: Iterable[str], outputs: Sequence[Outp
     offsets, milliseconds = array.array("q"), array.array("d")
     sides = {side: {output.name: array.array("f") for output in outputs} for side in ("original", "ours")}
     failed: dict[bytes, int] = {}
-    position = 0
+    seen: set[tuple[str, str]] = set()
+    position = repeats = 0
     stream.seek(0)
     for line in stream:
         row = json.loads(line.decode("utf-8", "surrogateescape"))
@@ -210,11 +213,12 @@ def answered_rows(stream: BinaryIO, asked: Iterable[str], outputs: Sequence[Outp
         elif digest in wanted:
             wanted.discard(digest)
             failed.pop(digest, None)
-            offsets.append(position)
-            milliseconds.extend(row["timing_ms"].get(side, math.nan) for side in ("original", "ours"))
-            for side, columns in sides.items():
-                for name, numbers in columns.items():
-                    numbers.extend(_numbers(row["outputs"][name][side]).tolist())
+            same = (row["sha256"], str(row["mirrored"]))
+            repeats += same in seen
+            if same not in seen:
+                seen.add(same)
+                offsets.append(position)
+                _take(row, sides, milliseconds)
         position += len(line)
     count = len(offsets)
     original, ours = (
@@ -224,8 +228,22 @@ def answered_rows(stream: BinaryIO, asked: Iterable[str], outputs: Sequence[Outp
     )  # fmt: skip
     places = np.array(offsets, np.int64)
     return Answered(
-        stream, places, original, ours, np.array(milliseconds).reshape(count, 2), np.array(list(failed.values()), np.int64)
+        stream,
+        places,
+        original,
+        ours,
+        np.array(milliseconds).reshape(count, 2),
+        np.array(list(failed.values()), np.int64),
+        repeats,
     )
+
+
+def _take(row: Row, sides: dict[str, dict[str, array.array[float]]], milliseconds: array.array[float]) -> None:
+    """Append one row to the columns."""
+    milliseconds.extend(row["timing_ms"].get(side, math.nan) for side in ("original", "ours"))
+    for side, columns in sides.items():
+        for name, numbers in columns.items():
+            numbers.extend(_numbers(row["outputs"][name][side]).tolist())
 
 
 def _with_ours(row: Row, found: Result) -> Row:

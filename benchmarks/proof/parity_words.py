@@ -149,7 +149,8 @@ def verdict(parity: Parity) -> str:
         found = one.agreement
         what = "decisions changed" if found.decisions_changed is not None else f"answers beyond {found.tolerance:g} {found.unit}"
         parts.append(f"{found.name}: {rate_in_words(0, found.photographs, what)}")
-    return f"the file answers as the original does. {'; '.join(parts)}"
+    own = " by what its own card says of preprocessing, labels and operating points, for nobody else said it"
+    return f"the file answers as the original does{own if parity.author.is_own else ''}. {'; '.join(parts)}"
 
 
 def _file(parity: Parity, index: int) -> str:

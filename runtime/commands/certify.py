@@ -68,6 +68,8 @@ def report(issued: Issued) -> Iterator[str]:
     yield f"computed by  {name} {found.version}{f', {found.provider}' if found.provider else ''}, {found.precision}"
     yield f"device       {found.device}"
     yield f"reference    {issued.photographs} photographs, checkpoint {found.checkpoint_sha256[:12]}"
+    if found.author_side:
+        yield f"author       the original's side followed {found.author_side}"
     for figures in issued.replay.agreements:
         yield str(figures)
     for problem in found.problems:
