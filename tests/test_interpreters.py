@@ -85,7 +85,7 @@ IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu'"
 """The project's own options for pytest but for those that need pytest-xdist, which is not in that environment."""
 
 
-QUICK = {"3.10", "3.13"}
+QUICK = {"3.10"}
 """The oldest and the newest; those between are tried with the full-size networks."""
 
 

@@ -278,7 +278,7 @@ def test_a_regression_may_end_with_relu(tmp_path: Path) -> None:
     assert identify_architecture(read_checkpoint(path), card_for(16, "keras", columns=1)).activation == "none"
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", [*range(4), *(pytest.param(number, marks=pytest.mark.full) for number in range(4, 8))])
 def test_every_efficientnet_is_told_by_its_depths_and_its_top(number: int) -> None:
     """The configuration as keras.applications writes it: B1 and B2 differ in neither depths nor stem."""
     from fundus_rt.benchmarks.keras_networks import backbone

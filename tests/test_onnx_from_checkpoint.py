@@ -305,7 +305,7 @@ t.convert(Path({source!r}), t.sized({card!r}, {size}), Path({target!r}))
 """
 
 
-@pytest.mark.parametrize("framework", ["torch", "keras"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("keras", marks=pytest.mark.full)])
 def test_frameworks_say_nothing_to_the_user(tmp_path: Path, framework: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue("swin" if framework == "torch" else "mobilenet")
     root = Path(__file__).parent.parent

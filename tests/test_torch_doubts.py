@@ -181,6 +181,7 @@ def test_buffers_that_a_network_computes_itself_may_be_in_the_file(tmp_path: Pat
         identify_architecture(read_checkpoint(path), card_for(3), named)
 
 
+@pytest.mark.full
 def test_a_densenet_of_2017_has_its_own_names(tmp_path: Path) -> None:
     """Against torchvision, whose own loader renames ``denselayer1.norm.1`` to ``denselayer1.norm1``."""
     torchvision = require_torchvision()
