@@ -86,7 +86,7 @@ IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu'"
 
 
 QUICK = {"3.10"}
-"""The oldest and the newest; those between are tried with the full-size networks."""
+"""The oldest; the others are tried with the full-size networks."""
 
 
 @pytest.mark.parametrize("version", [v if v in QUICK else pytest.param(v, marks=pytest.mark.full) for v in sorted(SETS)])
