@@ -56,7 +56,7 @@ def test_the_eyes_of_the_examples(fundus_rt: Run, examples: Path, tmp_path: Path
     done = fundus_rt(
         "evaluate", "acquisition", "--labels", labels, "--images", examples, "--report", out, "--claim", "accuracy=0.9"
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "is not contradicted, but with so wide an interval it is not shown" in done.stdout
     assert "11 of 11 labelled photographs measured" in done.stdout and "by camera, Kowa: n 7" in done.stdout
     figures = report_of(out)["figures"]["outputs"]["eye"]["figures"]
     infer = fundus_rt("infer", examples, "--format", "jsonl")  # the eye by file name or model; a contradiction would be an error
@@ -70,6 +70,14 @@ def test_the_eyes_of_the_examples(fundus_rt: Run, examples: Path, tmp_path: Path
     assert all(row["eye.counted"] == "true" for row in rows)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Truth and decision" in page and ("data:image/jpeg" in page) == (right < 11)  # only wrong ones are shown
+
+
+def test_truths_that_are_not_understood_are_no_success(examples: Path, tmp_path: Path) -> None:
+    lines = [f"{name},{eye}" for name, eye in list(EYES.items())[:3]] + [f"{list(EYES)[3]},upper"]
+    labels = write_csv(tmp_path / "labels.csv", "file,eye", *lines)
+    done = run("evaluate", "acquisition", "--labels", labels, "--images", examples, "--report", tmp_path / "report")
+    assert done.exit_code == 1 and "eye: 1 truths are not understood; the first, line 5" in done.output, done.output
+    assert "1 truths are not understood and left out" in report_of(tmp_path / "report")["verdict"]["sentence"]
 
 
 def test_a_wrong_answer_counts_though_the_file_name_knows_better(examples: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fundus_rt.benchmarks.evaluation.answers import QuestionAnswers
 from fundus_rt.benchmarks.evaluation.claims import (
     BETTER,
     HOLDS,
+    OPEN,
     UNKNOWN,
     Claim,
     _verdict,
@@ -288,6 +289,19 @@ def test_an_interval_without_width_supports_no_claim() -> None:
     patients, right = np.repeat(np.arange(12), 2), np.ones(24, np.bool_)
     found = rate(right, right, patients).estimate()
     assert found.low == pytest.approx(0.025 ** (1 / 12)) and found.high == 1.0
-    assert _verdict(Claim("", "accuracy", 0.99), found) == HOLDS
+    assert _verdict(Claim("", "accuracy", 0.99), found) == OPEN
     assert _verdict(Claim("", "accuracy", 0.7), found) == BETTER
     assert _verdict(Claim("", "mae", 2.39), Estimate(2.0, 2.0, 2.0, "bootstrap")) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("figure", "claimed", "low", "high", "verdict"),
+    [
+        ("auc", 0.971, 0.93, 0.99, HOLDS), ("auc", 0.971, 0.91, 0.99, OPEN), ("brier", 0.1, 0.02, 0.14, HOLDS),
+        ("brier", 0.1, 0.09, 0.16, OPEN), ("mae", 2.39, 1.0, 2.7, HOLDS), ("mae", 2.39, 2.3, 2.8, OPEN),
+    ],
+)  # fmt: skip
+def test_a_claim_is_shown_where_the_worse_end_lies_near(
+    figure: str, claimed: float, low: float, high: float, verdict: str
+) -> None:
+    assert _verdict(Claim("", figure, claimed), Estimate((low + high) / 2, low, high, "bootstrap")) == verdict

@@ -12,7 +12,13 @@ from fundus_rt.benchmarks.evaluation.figures import QuestionFigures
 from fundus_rt.benchmarks.evaluation.truths import Question
 from fundus_rt.models.errors import UsageError
 
-HOLDS, BETTER, WORSE, UNKNOWN = "holds", "better", "worse", "cannot be told"
+HOLDS, BETTER, WORSE = "holds", "better", "worse"
+OPEN, UNKNOWN = "not contradicted", "cannot be told"
+SHOWN = (HOLDS, BETTER)
+"""Verdicts by which a claim is shown to hold."""
+MARGIN, RELATIVE_MARGIN = 0.05, 0.15
+"""How far the worse end of a measured interval may lie from a claim that holds: in the figure itself for those up to 1, as a
+share of the claim for errors in a unit. A wider interval only does not contradict."""
 _TWO_CLASSES = ("auc", "accuracy", "sensitivity", "specificity", "brier")
 _CLAIMABLE = {
     "regression": ("mae", "rmse", "correlation"),
@@ -48,7 +54,8 @@ class ClaimVerdict:
     claim: Claim
     measured: Estimate
     verdict: str
-    """``holds``: the interval contains it. ``better`` and ``worse``: the whole interval lies on that side of it."""
+    """``holds``: the interval contains it, and its worse end lies within the margin; ``not contradicted``: that lies further off.
+    ``better`` and ``worse``: the whole interval lies on that side of it."""
     sentence: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,7 +116,9 @@ def judged(claim: Claim, questions: Sequence[Question], figures: Mapping[str, Qu
     verdict = _verdict(claim, found)
     what = f"{name} {claim.figure.replace('_', ' ')}"
     sentences = {
-        HOLDS: f"{what}: measured {found}; the claim of {claim.value:g} lies inside and is not contradicted",
+        HOLDS: f"{what}: measured {found}; the claim of {claim.value:g} holds",
+        OPEN: f"{what}: measured {found}; the claim of {claim.value:g} lies inside and is not contradicted, but with so wide an "
+        "interval it is not shown either: it takes more photographs",
         BETTER: f"{what}: measured {found}; better than the claim of {claim.value:g}",
         WORSE: f"{what}: measured {found}; WORSE than the claim of {claim.value:g}, which does not hold on these photographs",
         UNKNOWN: f"{what}: measured {found}; the photographs are too few to judge the claim of {claim.value:g}",
@@ -123,7 +132,9 @@ def _verdict(claim: Claim, measured: Estimate) -> str:
     if math.isclose(measured.low, measured.high, rel_tol=1e-9):  # an interval without width: resampling could not tell
         return UNKNOWN
     if measured.low <= claim.value <= measured.high:
-        return HOLDS
+        worse_end = measured.high if claim.figure in _LOWER_IS_BETTER else measured.low
+        margin = RELATIVE_MARGIN * claim.value if _RANGES[claim.figure][1] == math.inf else MARGIN
+        return HOLDS if abs(claim.value - worse_end) <= margin else OPEN
     return BETTER if (measured.high < claim.value) == (claim.figure in _LOWER_IS_BETTER) else WORSE
 
 

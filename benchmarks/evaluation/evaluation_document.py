@@ -12,7 +12,7 @@ import numpy as np
 from fundus_rt.benchmarks.environment import environment
 from fundus_rt.benchmarks.evaluation.answers import Answered, QuestionAnswers
 from fundus_rt.benchmarks.evaluation.choice_sections import operating_point_section, search_section
-from fundus_rt.benchmarks.evaluation.claims import UNKNOWN, WORSE
+from fundus_rt.benchmarks.evaluation.claims import SHOWN, WORSE
 from fundus_rt.benchmarks.evaluation.evaluation import Evaluation
 from fundus_rt.benchmarks.evaluation.sections import figure_sections, group_section, two_class_section
 from fundus_rt.benchmarks.reports.document import Picture, ReportDocument, Section, Table, Verdict
@@ -56,11 +56,15 @@ def evaluation_document(evaluation: Evaluation) -> ReportDocument:
 
 def verdict_of(evaluation: Evaluation) -> Verdict:
     """Whether every claim holds; without a claim the report only measures."""
-    counted = f"{evaluation.counted} of {len(evaluation.answered.table)} labelled photographs were measured"
+    table = evaluation.answered.table
+    counted = f"{evaluation.counted} of {len(table)} labelled photographs were measured"
+    misread = sum(misread.count for misread in table.misread)
+    if misread:
+        counted += f"; {misread} truths are not understood and left out, so the figures may be of the easier part"
     if not evaluation.claims:
         return Verdict(None, f"{counted}; no published figure was held against them (--claim mae=2.39)")
     verdicts = {claim.verdict for claim in evaluation.claims}
-    passed = False if WORSE in verdicts else None if UNKNOWN in verdicts else True
+    passed = False if WORSE in verdicts else None if misread or not verdicts.issubset(SHOWN) else True
     return Verdict(passed, f"{counted}. {'. '.join(claim.sentence for claim in evaluation.claims)}")
 
 

@@ -22,6 +22,13 @@ from fundus_rt.models.card import INTENDED_USE
 from fundus_rt.models.errors import UsageError
 
 _VERDICTS = {True: ("Passed", "passed", "✓"), False: ("Failed", "failed", "✗"), None: ("No verdict", "neutral", "●")}
+_OWN_VERDICTS: dict[tuple[str, bool | None], tuple[str, str, str]] = {
+    ("robustness", True): ("Follows its checkpoint", "neutral", "●"),
+    ("robustness", False): ("Leaves its checkpoint", "failed", "✗"),
+    ("evaluation", True): ("Published figures hold", "passed", "✓"),
+    ("evaluation", False): ("A published figure does not hold", "failed", "✗"),
+}
+"""By kind of report and outcome, where other words are due: a file may follow its checkpoint, and both change decisions."""
 _KINDS = {
     "parity": "Parity report: the original against the converted file",
     "evaluation": "Evaluation on labelled photographs",
@@ -52,7 +59,7 @@ def html_from_document(document: ReportDocument, photographs: int, written: date
     markup = require_proof("markupsafe").Markup
     environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, finalize=_shown)
     environment.filters["breakable"] = lambda text: _breakable(markup, text)
-    word, style, mark = _VERDICTS[document.verdict.passed]
+    word, style, mark = _OWN_VERDICTS.get((document.kind, document.verdict.passed), _VERDICTS[document.verdict.passed])
     row = "timed answer" if document.kind == "bench" else "photograph"
     numbers = iter(range(10**9))
     sections = [

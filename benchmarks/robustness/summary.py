@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -69,10 +70,10 @@ class Difference:
             "photographs": self.photographs,
             "mean": self.mean if math.isfinite(self.mean) else None,
             "largest": self.largest if math.isfinite(self.largest) else None,
-            "largest_in": self.largest_in,
+            "largest_in": os.path.basename(self.largest_in),
             "decisions_changed": self.decided,
             "decisions_changed_interval_95": bounds,
-            "changed": list(self.changed),
+            "changed": [os.path.basename(name) for name in self.changed],
         }
 
 

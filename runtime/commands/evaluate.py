@@ -58,10 +58,10 @@ CANDIDATE_CHOICES = ("auto", "none", "all", "crop_mode", "interpolation", "color
 def evaluate(context: click.Context, /, model: str, report: Path | None, resume: bool, **call: Any) -> None:
     """Measure FILE, an .onnx or the name of a bundled model, on photographs whose truth is known.
 
-    Exit status: 0 measured; 1 measured, but photographs could not be answered or a claim does not hold or
-    cannot be told; 2 the call is wrong.
+    Exit status: 0 measured; 1 measured, but photographs could not be answered, truths were not understood, or a claim
+    is not shown to hold; 2 the call is wrong.
     """
-    from fundus_rt.benchmarks.evaluation.claims import UNKNOWN, WORSE
+    from fundus_rt.benchmarks.evaluation.claims import SHOWN
     from fundus_rt.benchmarks.evaluation.evaluation_document import evaluation_document
     from fundus_rt.benchmarks.reports.report_files import prepare_report_folder, write_report
 
@@ -85,7 +85,8 @@ def evaluate(context: click.Context, /, model: str, report: Path | None, resume:
         if files is not None:
             _echo(f"Report: {files.html}")
         _write_new_card(evaluation, model, call["write_card"], call["write_onnx"])
-    if evaluation.answered.unanswered or any(claim.verdict in (WORSE, UNKNOWN) for claim in evaluation.claims):
+    misread = any(misread.count for misread in evaluation.answered.table.misread)
+    if misread or evaluation.answered.unanswered or any(claim.verdict not in SHOWN for claim in evaluation.claims):
         context.exit(1)
 
 
