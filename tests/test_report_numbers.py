@@ -61,6 +61,8 @@ def test_shares_intervals_and_columns_in_words() -> None:
     assert column_in_words((2.39, 71.4)) == ["2.39", "71.40"]
     assert column_in_words((0.31, 2.39, 71.4)) == ["0.31", "2.39", "71.40"]
     assert column_in_words((0.031, 2.39)) == ["0.031", "2.390"]
+    assert column_in_words((1.0, 0.53, 0.477, 0.58)) == ["1.000", "0.530", "0.477", "0.580"]
+    assert column_in_words((18.181, 2 / 11)) == ["18.18", "0.18"]
     assert column_in_words((1.5, -0.0, 3e-9, None, 7, True, "x")) == ["1.50", "0", "below 1e-6", "–", "7", "yes", "x"]
     assert column_in_words((0.91, 0.02, 4e-6, -4e-6)) == ["0.910", "0.020", "below 0.001", "above -0.001"]
     assert column_in_words((12000.0, 0.4, 3e-6)) == ["12,000", "0.400", "below 0.001"]

@@ -18,25 +18,22 @@ def operating_point_section(output: str, points: dict[str, OperatingPoint | str]
         if isinstance(point, str):
             sentences.append(point)
             continue
-        unseen = (point.unseen_sensitivity, point.unseen_specificity)
-        rows.append(
-            (
-                name,
-                f"{point.threshold:.6g}",
-                str(point.sensitivity),
-                str(point.specificity),
-                str(unseen[0]) if unseen[0] else point.why_not_unseen,
-                str(unseen[1]) if unseen[1] else "",
-            )
-        )
+        where = f"{name}, from {point.threshold:.6g} on"
+        rows.append((where, "these photographs", str(point.sensitivity), str(point.specificity)))
+        if point.unseen_sensitivity is None:
+            rows.append((where, "unseen patients", f"not known: {point.why_not_unseen}", ""))
+        else:
+            rows.append((where, "unseen patients", str(point.unseen_sensitivity), str(point.unseen_specificity)))
         reached = "the lower end of its exact interval" if point.aim == "bound" else "the share found itself"
         sentences.append(
             f"{name}: from a probability of {point.threshold:.6g} on, {reached} reaches a sensitivity of {point.wanted:g}. "
-            "It was chosen on these photographs, so what it does on them is too good; trust the columns for unseen patients, "
+            "It was chosen on these photographs, so what it does on them is too good; trust the line for unseen patients, "
             "and check it on new photographs before use."
         )
-    columns = ("question", "threshold", "sensitivity here", "specificity here", "sensitivity, unseen", "specificity, unseen")
-    table = Table("Operating points", columns, tuple(rows), "Unseen: chosen on nine tenths of the patients, asked on the rest.")
+    columns = ("operating point", "asked on", "sensitivity", "specificity")
+    note = "Unseen patients: chosen on nine tenths of the patients, asked on the rest."
+    note += " Referral: the grade of --referable, or a worse one." if "referral" in points else ""
+    table = Table("Operating points", columns, tuple(rows), note)
     return Section(f"{output}: operating point for a wanted sensitivity", tuple(sentences), (table,) if rows else ())
 
 

@@ -162,7 +162,7 @@ def _worst_section(answered: Answered, answers: QuestionAnswers) -> Section:
     rows, pictures = [], []
     for line, at in lines.items():
         cells = _question_cells("it", output.task, output.labels, answers.truth[at], answers.values[at], int(answers.decided[at]))
-        said = "; ".join(f"{key[3:]} {_shown(value)}" for key, value in cells.items())
+        said = "; ".join(f"{key[3:].removesuffix('.probability')} {_shown(value)}" for key, value in cells.items())
         name = _shown_name(Item(paths[line]).path)
         rows.append((f"line {answered.table.numbers[line]}", name, said))
         try:

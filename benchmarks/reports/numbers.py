@@ -58,19 +58,19 @@ def share_in_words(share: float) -> str:
 def column_in_words(values: Sequence[Scalar], digits: int = 3) -> list[str]:
     """The cells of one column, the floats of it with one number of decimals, so that their points stand below one another.
 
-    So many decimals that the largest and all from 1 on show `digits`, and smaller ones two. What is a thousand times smaller
-    than the largest has no say in it and is "below 0.001" (or what the last decimal is) where it would be a nought. True and
+    So many decimals that all from 1 or from a tenth of the largest on show `digits`, and smaller ones two. What is a thousand
+    times smaller than the largest has no say in it and is "below 0.001" (or what the last decimal is) where it would be a nought. True and
     False become "yes" and "no", None a dash, and 0.0 is "0".
 
     Args:
         values: the cells; texts stay as they are.
-        digits: significant digits of the largest `float` and of those from 1 on, one or more.
+        digits: significant digits of the larger `float`, one or more.
     """
     values = [getattr(value, "item", lambda value=value: value)() for value in values]  # NumPy's scalars have it
     sizes = [abs(v) for v in values if isinstance(v, float) and math.isfinite(v) and abs(v) >= SMALLEST]
     largest = max(sizes, default=0.0)
     needed = [
-        (digits if size >= 1 or size == largest else min(digits, 2)) - 1 - _exponent(size)
+        (digits if size >= 1 or size >= largest / 10 else min(digits, 2)) - 1 - _exponent(size)
         for size in sizes
         if size >= largest / 1000
     ]
