@@ -59,8 +59,8 @@ def column_in_words(values: Sequence[Scalar], digits: int = 3) -> list[str]:
     """The cells of one column, the floats of it with one number of decimals, so that their points stand below one another.
 
     So many decimals that all from 1 or from a tenth of the largest on show `digits`, and smaller ones two. What is a thousand
-    times smaller than the largest has no say in it and is "below 0.001" (or what the last decimal is) where it would be a nought. True and
-    False become "yes" and "no", None a dash, and 0.0 is "0".
+    times smaller than the largest has no say in it and is "below 0.001" (or what the last decimal is) where it would be a nought.
+    True and False become "yes" and "no", None a dash, and 0.0 is "0".
 
     Args:
         values: the cells; texts stay as they are.
