@@ -91,7 +91,7 @@ def _proved(grader: Grader, backend: str, target: Path, photographs: Path, repor
     words += ["--report", str(report), "--backend", backend, "--stages", str(LOOKED_AT), "--no-reference"]
     log = report.with_suffix(".txt")
     report.mkdir(parents=True, exist_ok=True)
-    for old in ("report.json", ROWS):
+    for old in ("report.json", "report.html", "photographs.csv", ROWS):
         (report / old).unlink(missing_ok=True)
     seconds, peak = run_measured(words, accepted=(0, 1), log=log)  # 1: some answers differ, which is a figure like any other
     if not (report / "report.json").exists():

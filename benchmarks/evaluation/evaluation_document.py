@@ -147,7 +147,7 @@ def _claim_section(evaluation: Evaluation) -> Section:
         (c.claim.figure, c.claim.value, c.measured.value, c.measured.low, c.measured.high, c.verdict) for c in evaluation.claims
     )
     columns = ("figure", "claimed", "measured", "from", "to", "verdict")
-    note = "A claim holds where the 95 % interval of these photographs contains it: few photographs contradict little."
+    note = "A claim holds where the 95 % interval contains it and its worse end lies near: few photographs show little."
     sentences = tuple(f"{claim.sentence}." for claim in evaluation.claims)
     return Section("Published figures", sentences, (Table("Claims", columns, rows, note),))
 
