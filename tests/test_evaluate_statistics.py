@@ -268,6 +268,8 @@ def test_exchanged_labels_are_named() -> None:
     assert any("the labels say that they are exchanged" in one for one in said)
     right = question_answers(SEX, 1 - truth, given.values, given.decided)
     assert not doubts(right, figures_of(right))
+    few = question_answers(SEX, np.r_[np.ones((5, 1)), np.zeros((95, 1))], given.values, given.decided)
+    assert any(one.startswith("There are 5 photographs of the rarer class") for one in doubts(few, figures_of(few)))
 
 
 @pytest.mark.parametrize(
