@@ -247,8 +247,8 @@ def doubts(answers: QuestionAnswers, figures: QuestionFigures) -> list[str]:
         rarer = min(figures.prevalence.count, figures.prevalence.of - figures.prevalence.count)
         if 0 < rarer < FEWEST_OF_EACH:
             found.append(
-                f"There are {rarer} photographs of the rarer class. With 5 of them DeLong's 95 % interval holds the true AUC in 86 % "
-                "of simulations: take it for narrower than it ought to be"
+                f"There are {rarer} photographs of the rarer class. With 5 of them DeLong's 95 % interval holds the true AUC in "
+                "86 % of simulations: take it for narrower than it ought to be"
             )
         if figures.tied > 0.01:
             found.append(
