@@ -16,14 +16,13 @@ pytest.importorskip("onnxruntime")
 from fundus_rt.benchmarks.precision.audit import audited  # noqa: E402
 from fundus_rt.benchmarks.precision.calibration import activation_histograms, ranges_by  # noqa: E402
 from fundus_rt.benchmarks.precision.network_inputs import network_inputs  # noqa: E402
+from fundus_rt.benchmarks.precision.quantisation import Progress, QuantiseCall, lines, quantise  # noqa: E402
 from fundus_rt.benchmarks.precision.search import Search  # noqa: E402
 from fundus_rt.benchmarks.precision.trials import TrialFile, Workbench  # noqa: E402
 from fundus_rt.benchmarks.proof.graph_runs import GraphSession, copy_of  # noqa: E402
-from fundus_rt.benchmarks.proof.half_precision import open_emulated  # noqa: E402
 from fundus_rt.converters.engines.engine_lint import lint_onnx  # noqa: E402
-from fundus_rt.converters.precision.half_graph import halvable  # noqa: E402
 from fundus_rt.converters.precision.heavy_nodes import multiplications  # noqa: E402
-from fundus_rt.converters.precision.int8_graph import quantisable  # noqa: E402
+from fundus_rt.converters.precision.int8_graph import BACKENDS, quantisable  # noqa: E402
 from fundus_rt.converters.precision.node_groups import node_groups  # noqa: E402
 from fundus_rt.converters.precision.recipe import (  # noqa: E402
     Recipe,
@@ -65,10 +64,16 @@ def whole(float32: tuple[Any, ModelCard], frames: np.ndarray) -> Recipe:
     model, _ = float32
     nodes = quantisable(model)
     found = activation_histograms(model, nodes, frames)
-    return Recipe(graph_digest(model), tuple(nodes), placement="around", ranges=ranges_by(found, "max"))
+    return Recipe(graph_digest(model), tuple(nodes), backend="onnxruntime", ranges=ranges_by(model, found, "max"))
 
 
 # The graphs
+
+
+def test_the_last_layer_and_the_mean_in_front_of_it_stay_in_float32(float32: tuple[Any, ModelCard]) -> None:
+    names = [node.name for node in float32[0].graph.node]
+    left = [name for name in names[names.index("first") :] if name not in quantisable(float32[0])]
+    assert left == ["first_relu", "one_relu", "add_relu", "pool", "flatten", "head"]  # a Relu is taken along by what is before it
 
 
 def test_multiplications_are_those_of_the_formula(float32: tuple[Any, ModelCard]) -> None:
@@ -77,18 +82,36 @@ def test_multiplications_are_those_of_the_formula(float32: tuple[Any, ModelCard]
     assert multiplications(float32[0]) == dict(zip((*CONVOLUTIONS, "head"), expected, strict=True))
 
 
-def fake(values: np.ndarray, largest: float) -> np.ndarray:
-    """Rounded to int8 and back, in numpy."""
-    scale = np.float32(largest / 127)
-    return (np.clip(np.rint(values / scale), -128, 127) * scale).astype(np.float32)
+def test_ranges_have_room_for_other_photographs_as_far_as_the_graph_lets_a_tensor_go(
+    float32: tuple[Any, ModelCard], frames: np.ndarray
+) -> None:
+    model = float32[0]
+    found = activation_histograms(model, quantisable(model), frames[:2])
+    ranges = ranges_by(model, found, "max")
+    assert ranges["normal"] == pytest.approx((-1.0, 255 / 64 - 1))  # black and white, whatever the photographs hold
+    assert ranges["a_relu"] == (0.0, pytest.approx(1.25 * found["a_relu"].most))
+    assert ranges["gate"] == (0.0, 1.0) or ranges["gate"][1] == pytest.approx(1.25 * found["gate"].most)
+    assert ranges["gate"][1] <= 1.0 and ranges["silu"][0] == pytest.approx(1.25 * found["silu"].least)
+    assert ranges_by(model, found, "percentile")["a_relu"][1] <= found["a_relu"].most
 
 
-@pytest.mark.parametrize("placement", ["around", "behind"])
+def fake(values: np.ndarray, ends: tuple[float, float], backend: str) -> tuple[np.ndarray, np.float32]:
+    """Rounded to 8 bits and back, in numpy, and the step."""
+    if backend == "onnxruntime":
+        step = np.float32((ends[1] - ends[0]) / 255)
+        zero = round(-ends[0] / float(step))
+        return ((np.clip(np.rint(values / step) + zero, 0, 255) - zero) * step).astype(np.float32), step
+    levels, lowest = (255, 0) if backend == "openvino" and ends[0] == 0 else (127, -128)
+    step = np.float32(max(ends[1], -ends[0]) / levels)
+    return (np.clip(np.rint(values / step), lowest, levels) * step).astype(np.float32), step
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_layer_of_int8_computes_what_numpy_computes(
-    placement: str, float32: tuple[Any, ModelCard], whole: Recipe, frames: np.ndarray
+    backend: str, float32: tuple[Any, ModelCard], whole: Recipe, frames: np.ndarray
 ) -> None:
     model, card = float32
-    recipe = dataclasses.replace(whole, int8=("one",), placement=placement)
+    recipe = dataclasses.replace(whole, int8=("one",), backend=backend)
     made = onnx_from_recipe(model, card, recipe)
     kind = onnx.TensorProto.FLOAT
     before = copy_of(model)
@@ -100,49 +123,53 @@ def test_one_layer_of_int8_computes_what_numpy_computes(
     levels = stored["one_w"][:, :, 0, 0]
     steps = np.abs(levels).max(axis=1, keepdims=True) / 127
     kernel = np.rint(levels / steps) * steps
-    summed = np.einsum("oi,nihw->nohw", kernel, fake(entered, whole.ranges["a_relu"])) + stored["one_b"][:, None, None]
-    expected = fake(np.maximum(summed, 0), whole.ranges["b_relu"])
-    step = whole.ranges["b_relu"] / 127
+    read, _ = fake(entered, whole.ranges["a_relu"], backend)
+    summed = np.einsum("oi,nihw->nohw", kernel, read) + stored["one_b"][:, None, None]
+    expected, step = fake(np.maximum(summed, 0), whole.ranges["b_relu"], backend)
     assert np.abs(found - expected).max() <= 1.01 * step  # a sum on the edge between two levels may fall to either
     assert np.mean(np.abs(found - expected) > 0.01 * step) < 1e-3
 
 
-@pytest.mark.parametrize("placement", ["around", "behind"])
-def test_int8_is_in_the_form_that_tensorrt_reads(placement: str, float32: tuple[Any, ModelCard], whole: Recipe) -> None:
-    made = onnx_from_recipe(*float32, dataclasses.replace(whole, placement=placement))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_has_no_pair_on_a_bias_and_none_on_the_receipt(backend: str, float32: tuple[Any, ModelCard], whole: Recipe) -> None:
+    made = onnx_from_recipe(*float32, dataclasses.replace(whole, backend=backend))
     onnx.checker.check_model(made, full_check=True)
-    assert lint_onnx(made) == []
     restored = {node.output[0] for node in made.graph.node if node.op_type == "DequantizeLinear"}
-    heavy = [node for node in made.graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(heavy) == 5 and all(set(node.input[:2]) <= restored and node.input[2] not in restored for node in heavy)
+    heavy = [node for node in made.graph.node if node.op_type == "Conv"]
+    assert len(heavy) == 4 and all(set(node.input[:2]) <= restored and node.input[2] not in restored for node in heavy)
     kinds = {tensor.name: tensor.data_type for tensor in made.graph.initializer}
     assert all(kinds[node.input[2]] == onnx.TensorProto.FLOAT for node in heavy)
     receipt = next(node for node in made.graph.node if "receipt" in node.output)
     assert not restored.intersection(receipt.input)
 
 
-def test_onnx_runtime_fuses_every_layer_and_an_audit_refuses_the_other_placement(
+def test_only_the_portable_form_is_what_tensorrt_reads(float32: tuple[Any, ModelCard], whole: Recipe) -> None:
+    assert lint_onnx(onnx_from_recipe(*float32, dataclasses.replace(whole, backend="tensorrt"))) == []
+    assert lint_onnx(onnx_from_recipe(*float32, whole)) != []
+
+
+def test_onnx_runtime_fuses_every_layer_written_for_it_and_an_audit_refuses_one_that_is_not(
     tmp_path: Path, float32: tuple[Any, ModelCard], whole: Recipe
 ) -> None:
-    shares = {}
-    for placement in ("around", "behind"):
-        path = tmp_path / f"{placement}.onnx"
-        path.write_bytes(serialised(onnx_from_recipe(*float32, dataclasses.replace(whole, placement=placement))))
-        shares[placement] = audited(path, "onnxruntime")
     convolutions = [name for name in whole.int8 if name in CONVOLUTIONS]
-    shares["around"].require(convolutions, 1.0)
-    assert shares["around"].share > 0.99
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(serialised(onnx_from_recipe(*float32, whole)))
+    found = audited(path, "onnxruntime")
+    found.require(convolutions, 1.0)
+    assert found.share > 0.99
+    alone = dataclasses.replace(whole, int8=("one",))
+    path.write_bytes(serialised(onnx_from_recipe(*float32, alone)))
     with pytest.raises(ParityError, match="expected 95 %; in float32 stayed "):
-        shares["behind"].require(convolutions)
+        audited(path, "onnxruntime").require(convolutions)
 
 
 def test_openvino_fuses_the_pairs_behind_the_activations(tmp_path: Path, float32: tuple[Any, ModelCard], whole: Recipe) -> None:
     pytest.importorskip("openvino")
     path = tmp_path / "int8.onnx"
-    path.write_bytes(serialised(onnx_from_recipe(*float32, dataclasses.replace(whole, placement="behind"))))
+    path.write_bytes(serialised(onnx_from_recipe(*float32, dataclasses.replace(whole, backend="openvino"))))
     found = audited(path, "openvino")
     found.require(whole.int8)
-    assert found.share == 1.0
+    assert found.share > 0.999  # the head is in float32
 
 
 def test_an_audit_of_a_float32_file_finds_no_int8(file: Path) -> None:
@@ -150,49 +177,6 @@ def test_an_audit_of_a_float32_file_finds_no_int8(file: Path) -> None:
     assert found.share == 0
     with pytest.raises(ParityError, match=r"0\.0 % of the multiplications"):
         found.require(CONVOLUTIONS)
-
-
-# Half precision
-
-
-def test_half_precision_keeps_delicate_nodes_and_answers_as_numpys_float16(
-    float32: tuple[Any, ModelCard], frames: np.ndarray
-) -> None:
-    model, card = float32
-    nodes = halvable(model)
-    assert set(nodes) == {
-        "first",
-        "first_relu",
-        "one",
-        "one_relu",
-        "two",
-        "add",
-        "add_relu",
-        "three",
-        "three_gate",
-        "three_silu",
-        "flatten",
-    }
-    made = onnx_from_recipe(model, card, Recipe(graph_digest(model), fp16=tuple(nodes)))
-    onnx.checker.check_model(made, full_check=True)
-    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
-    original = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for name in CONVOLUTIONS:
-        np.testing.assert_array_equal(stored[f"{name}_w/half"], original[f"{name}_w"].astype(np.float16))
-        assert f"{name}_w" not in stored
-    assert {value.name: value.type.tensor_type.elem_type for value in (*made.graph.input, *made.graph.output)} == {
-        value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)
-    }
-    before, after = GraphSession(model).run(frames)["sex"], open_emulated(made).run(frames)["sex"]
-    assert 0 < np.abs(before - after).max() < 2e-2 * np.ptp(before)
-
-
-def test_weights_beyond_half_precision_are_refused_with_their_size(float32: tuple[Any, ModelCard]) -> None:
-    model = copy_of(float32[0])
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "two_b")
-    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(16, 1e5, np.float32), "two_b"))
-    with pytest.raises(UsageError, match=r"reach 1e\+05"):
-        onnx_from_recipe(model, float32[1], Recipe(graph_digest(model), fp16=("two",)))
 
 
 # Recipes
@@ -224,10 +208,13 @@ def test_a_recipe_of_another_graph_is_refused(float32: tuple[Any, ModelCard], wh
     ("change", "said"),
     [
         ({"format": 0}, "format 0"),
-        ({"placement": "before"}, "'before'"),
+        ({"backend": "another"}, "'another'"),
         ({"int8": []}, "0 nodes in int8"),
         ({"fp16": ["one"]}, "1 in fp16"),
-        ({"ranges": {"a": 0}}, "ranges"),
+        ({"fp16": ["one"], "backend": "tensorrt"}, "each node once"),
+        ({"ranges": {"a": [0, 0]}}, "ranges"),
+        ({"ranges": {"a": [1, 2]}}, "ranges"),
+        ({"ranges": {"a": 2}}, "is no recipe"),
         ({"more": 1}, "is no recipe"),
     ],
 )
@@ -240,7 +227,7 @@ def test_a_recipe_that_cannot_be_followed_is_refused(tmp_path: Path, whole: Reci
 
 def test_a_missing_range_and_an_unknown_node_are_refused(float32: tuple[Any, ModelCard], whole: Recipe) -> None:
     with pytest.raises(UsageError, match="'a_relu' is not known"):
-        onnx_from_recipe(*float32, dataclasses.replace(whole, ranges={**whole.ranges, "a_relu": 0.0}))
+        onnx_from_recipe(*float32, dataclasses.replace(whole, ranges={**whole.ranges, "a_relu": (0.0, 0.0)}))
     with pytest.raises(UsageError, match="'four'"):
         onnx_from_recipe(*float32, dataclasses.replace(whole, int8=("four",)))
 
@@ -254,7 +241,7 @@ def test_pieces_hold_every_node_once_in_order(float32: tuple[Any, ModelCard]) ->
     for most in (1, 2, 12):
         groups = node_groups(model, nodes, most)
         assert [name for group in groups for name in group.nodes] == nodes
-        assert sum(group.multiplications for group in groups) == sum(multiplications(model).values())
+        assert sum(group.multiplications for group in groups) == sum(multiplications(model)[name] for name in CONVOLUTIONS)
     residual = next(group for group in node_groups(model, nodes, 1) if "one" in group.nodes)
     assert {"one", "two", "add"} <= set(residual.nodes)
 
@@ -310,9 +297,31 @@ def test_a_budget_that_nothing_stays_in_is_said(tmp_path: Path, bench: Workbench
 
 
 def test_a_file_that_does_not_know_its_pictures_leaves_the_budget(bench: Workbench, whole: Recipe) -> None:
-    coarse = dataclasses.replace(whole, ranges={name: 100 * largest for name, largest in whole.ranges.items()})
+    coarse = dataclasses.replace(whole, ranges={name: (1e4 * least, 1e4 * most) for name, (least, most) in whole.ranges.items()})
     assert any("drawn pictures" in problem for problem in bench.trial(coarse).problems)
     assert not bench.trial(whole).canary
+
+
+def test_int8_and_half_precision_share_a_file_for_tensorrt(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fundus_rt.runtime.agreement.COARSE", 0.5)
+    call = QuantiseCall(file, "mixed", tmp_path / "mixed.onnx", (str(EXAMPLE_FOLDER),), tolerance=0.1)
+    made = quantise(call, Progress())
+    recipe, model = made.recipe, onnx.load(str(call.output))
+    assert recipe.int8 and recipe.fp16 and not set(recipe.int8) & set(recipe.fp16)
+    assert made.row is not None and made.row["passed"] and made.audit is None and made.ratio is None
+    assert lint_onnx(model) == []
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    stored = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    halves = {name for name, weights in stored.items() if kinds.get(weights) == onnx.TensorProto.FLOAT16}
+    restored = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    assert halves == set(recipe.fp16) & set(stored)
+    assert {name for name, weights in stored.items() if weights in restored} == set(recipe.int8) & set(stored)
+    for node in model.graph.node:  # what stands between a layer of int8 and its pair stays as it is, or it would not fuse
+        if node.op_type == "QuantizeLinear":
+            assert not any(one.op_type == "Cast" and one.output[0] == node.input[0] for one in model.graph.node)
+    assert any("nodes in int8" in line and "nodes in fp16" in line for line in lines(made))
+    with pytest.raises(UsageError, match="are for TensorRT"):
+        quantise(dataclasses.replace(call, backend="openvino"), Progress())
 
 
 # Photographs and the command
@@ -345,6 +354,16 @@ def test_the_command_replays_a_recipe_and_its_file_answers(tmp_path: Path, file:
     answered = fundus_rt("infer", photograph, "--model", target, "--format", "jsonl")
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)["model"]["precision"] == "int8"
+
+
+def test_a_recipe_is_written_for_another_backend(tmp_path: Path, file: Path, whole: Recipe, fundus_rt: Run) -> None:
+    recipe, target = tmp_path / "small.recipe.json", tmp_path / "portable.onnx"
+    recipe.write_text(whole.to_json(), encoding="utf-8")
+    made = fundus_rt("quantize", file, "--precision", recipe, "--backend", "tensorrt", "-o", target)
+    assert made.returncode == 0, made.stderr
+    assert "written for TensorRT" in made.stdout
+    assert lint_onnx(onnx.load(str(target))) == []
+    assert read_recipe(tmp_path / "portable.recipe.json") == dataclasses.replace(whole, backend="tensorrt")
 
 
 def test_the_command_writes_nothing_that_leaves_the_budget(tmp_path: Path, file: Path, fundus_rt: Run) -> None:

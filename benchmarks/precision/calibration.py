@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import numpy as np
+
 from fundus_rt.benchmarks.precision.histograms import Histogram
 from fundus_rt.benchmarks.proof.graph_runs import GraphSession, copy_of
 from fundus_rt.converters.backends import require
-from fundus_rt.converters.precision.int8_graph import activations_of
+from fundus_rt.converters.graphs.graph_editor import GraphEditor
+from fundus_rt.converters.precision.heavy_nodes import before_first_layer
+from fundus_rt.converters.precision.int8_graph import activations_of, bounds_of
+
+HEADROOM = 1.25
+"""How much further a range goes than the largest number that was met: a photograph whose numbers are clipped is answered
+otherwise."""
 
 
 def activation_histograms(
@@ -38,14 +46,36 @@ def activation_histograms(
     tapped.graph.output.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in made if name not in outputs)
     session = GraphSession(tapped)
     found = {name: Histogram() for name in names}
+    frame = None
     for count, frame in enumerate(frames, 1):
         answered = session.run(frame[None])
         for name in names:
             found[name].add(answered.get(name, frame))
         show(count)
+    pixels = {name for node in before_first_layer(GraphEditor(model)) for name in node.output}.intersection(names)
+    if frame is not None and pixels:  # black and white are the ends of what the first layer can ever read
+        for level in (0, 255):
+            answered = session.run(np.full_like(frame, level)[None])
+            for name in pixels:
+                found[name].add(answered[name])
     return found
 
 
-def ranges_by(histograms: dict[str, Histogram], method: str) -> dict[str, float]:
-    """The number that 127 stands for in each tensor, rounded to float32's nearest, by one of `histograms.METHODS`."""
-    return {name: float(one.range_by(method)) for name, one in histograms.items()}
+def ranges_by(model: Any, histograms: dict[str, Histogram], method: str) -> dict[str, tuple[float, float]]:
+    """What is kept as it is in each tensor, least and largest.
+
+    Args:
+        model: the graph of the histograms.
+        histograms: from `activation_histograms`.
+        method: one of `histograms.METHODS`. With ``max`` there is room of `HEADROOM` for photographs that go further than these,
+            as far as the graph lets a tensor go at all; the other two clip on purpose.
+    """
+    found = {name: one.range_by(method) for name, one in histograms.items()}
+    if method != "max":
+        return found
+    pixels = {name for node in before_first_layer(GraphEditor(model)) for name in node.output}
+    bounds = bounds_of(model, histograms)
+    for name in found.keys() - pixels:
+        (least, most), (lowest, highest) = found[name], bounds[name]
+        found[name] = max(lowest, HEADROOM * least) if least else 0.0, min(highest, HEADROOM * most) if most else 0.0
+    return found

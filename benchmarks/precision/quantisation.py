@@ -14,7 +14,7 @@ from fundus_rt.benchmarks.precision.calibration import activation_histograms, ra
 from fundus_rt.benchmarks.precision.network_inputs import NetworkInputs, network_inputs
 from fundus_rt.benchmarks.precision.search import Found, Search
 from fundus_rt.benchmarks.precision.trials import TrialFile, Workbench
-from fundus_rt.converters.precision.half_graph import halvable
+from fundus_rt.converters.precision.half_graph import halvable, halvable_beside
 from fundus_rt.converters.precision.int8_graph import quantisable
 from fundus_rt.converters.precision.node_groups import node_groups
 from fundus_rt.converters.precision.recipe import Recipe, graph_digest, onnx_from_recipe, read_recipe, serialised, shipped_model
@@ -24,8 +24,10 @@ from fundus_rt.models.errors import ParityError, UsageError
 from fundus_rt.runtime.guarded_session import open_guarded
 from fundus_rt.runtime.pipeline import Pipeline
 
-PLACEMENT = {"onnxruntime": "around", "openvino": "behind"}
-"""Where a backend needs the pairs, see `fundus_rt.converters.precision.int8_graph`."""
+PRECISIONS = ("int8", "fp16", "mixed")
+"""What can be asked for; ``mixed`` is int8 where it stays inside of the budget, and half precision where it does not."""
+DEFAULT_BACKEND = "onnxruntime"
+"""What a file is written for where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class QuantiseCall:
 
     file: Path
     precision: str
-    """``int8``, ``fp16``, or the path of a recipe."""
+    """One of `PRECISIONS`, or the path of a recipe."""
     output: Path
     images: tuple[str, ...]
-    backend: str = "onnxruntime"
+    backend: str | None = None
+    """One of `int8_graph.BACKENDS`; None for `DEFAULT_BACKEND`, or the recipe's own."""
     method: str = "max"
     """One of `fundus_rt.benchmarks.precision.histograms.METHODS`."""
     tolerance: float | None = None
@@ -62,6 +65,11 @@ class Quantised:
     """Photographs."""
     found: Found | None
     """Of the search; None without one."""
+
+    @property
+    def measured_on(self) -> str:
+        """The backend of this machine that the file was judged on: a processor's, also for TensorRT."""
+        return _judge(self.recipe.backend)
 
     @property
     def recipe_path(self) -> Path:
@@ -91,7 +99,12 @@ def quantise(call: QuantiseCall, progress: Progress) -> Quantised:
         raise UsageError(f"{call.output.name} would replace the float32 file; name another one with -o")
     if not call.output.parent.is_dir():
         raise UsageError(f"the folder {call.output.parent} does not exist; make it, or name another one with -o")
-    if call.precision not in ("int8", "fp16"):
+    if call.precision == "mixed" and (call.backend not in (None, "tensorrt") or call.whole):
+        raise UsageError(
+            "int8 and half precision in one file are for TensorRT, and are searched: a processor computes half precision in "
+            "float32; leave --backend and --whole out, or ask for int8"
+        )
+    if call.precision not in PRECISIONS:
         return _replayed(call, model, card)
     pipeline = Pipeline(call.file)
     try:
@@ -100,18 +113,23 @@ def quantise(call: QuantiseCall, progress: Progress) -> Quantised:
     finally:
         pipeline.close()
     whole = _whole_recipe(call, model, inputs, progress)
-    bench = Workbench(model, card, inputs.judged, call.backend, call.tolerance)
+    bench = Workbench(model, card, inputs.judged, _judge(whole.backend), call.tolerance)
     with progress.step(f"Asking the float32 file about {len(inputs.judged)} photographs"):
         bench.start()
     groups = node_groups(model, whole.int8 or whole.fp16)
-    search = Search(bench, whole, TrialFile(call.output.with_suffix(".trials.jsonl")), inputs.judged_digest, progress.trials)
+    kept = TrialFile(call.output.with_suffix(".trials.jsonl"))
+    search = Search(bench, whole, kept, inputs.judged_digest, progress.trials)
     if not call.whole:
         found = search.run(groups)
+        if call.precision == "mixed":
+            rest = dataclasses.replace(found.recipe, fp16=tuple(halvable_beside(model, found.recipe.int8)))
+            search = Search(bench, rest, kept, inputs.judged_digest, progress.trials, found.recipe.int8)
+            found = search.run(node_groups(model, rest.fp16))
         return _written(call, model, card, found.recipe, found.row, found.ratio, len(inputs.judged), found)
     row = search.tried(groups)
     if not row["passed"]:
         raise ParityError(f"{call.file.name} in {call.precision} leaves the budget: {'; '.join(row['problems'])}")
-    ratio = search.timed(groups) if whole.int8 else None
+    ratio = search.timed(groups) if search.timeable else None
     return _written(call, model, card, search.recipe(groups), row, ratio, len(inputs.judged), None)
 
 
@@ -119,7 +137,7 @@ def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progres
     """Every node that can be in the precision, with all ranges."""
     digest = graph_digest(model)
     if call.precision == "fp16":
-        return Recipe(digest, fp16=tuple(halvable(model)))
+        return Recipe(digest, fp16=tuple(halvable(model)), backend=call.backend or "tensorrt")
     nodes = quantisable(model)
     with progress.step(f"Finding ranges on {len(inputs.calibration)} other photographs"):
         found = activation_histograms(model, nodes, inputs.calibration)
@@ -128,16 +146,21 @@ def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progres
         "photographs": len(inputs.calibration),
         "photographs_sha256": inputs.calibration_digest,
     }
-    return Recipe(
-        digest, int8=tuple(nodes), placement=PLACEMENT[call.backend], ranges=ranges_by(found, call.method), calibration=facts
-    )
+    backend = "tensorrt" if call.precision == "mixed" else call.backend or DEFAULT_BACKEND
+    return Recipe(digest, int8=tuple(nodes), backend=backend, ranges=ranges_by(model, found, call.method), calibration=facts)
+
+
+def _judge(backend: str) -> str:
+    """Where a file is asked and opened: whole numbers are the same everywhere, so a processor answers for TensorRT."""
+    return DEFAULT_BACKEND if backend == "tensorrt" else backend
 
 
 def _replayed(call: QuantiseCall, model: Any, card: ModelCard) -> Quantised:
     """The file that a recipe describes; what it may be used for is asked of `fundus-rt parity`."""
     recipe = read_recipe(Path(call.precision))
-    backend = next(name for name, placement in PLACEMENT.items() if placement == recipe.placement)
-    return _written(dataclasses.replace(call, backend=backend), model, card, recipe, None, None, 0, None)
+    if call.backend is not None and recipe.int8:
+        recipe = dataclasses.replace(recipe, backend=call.backend)
+    return _written(call, model, card, recipe, None, None, 0, None)
 
 
 def _written(
@@ -156,10 +179,10 @@ def _written(
     audit = None
     with atomic_path(call.output) as temporary:
         temporary.write_bytes(content)
-        if recipe.int8:
-            audit = audited(temporary, call.backend)
+        if recipe.int8 and recipe.backend != "tensorrt":
+            audit = audited(temporary, recipe.backend)
             audit.require(recipe.int8)
-        _require_opened(temporary, call.backend)
+        _require_opened(temporary, _judge(recipe.backend))
     precision = str(_card_of(made).provenance["precision"])
     result = Quantised(call, recipe, sha256_of_bytes(content), precision, row, ratio, audit, judged, found)
     with atomic_path(result.recipe_path) as temporary:
@@ -178,8 +201,7 @@ def _card_of(model: Any) -> ModelCard:
 
 def lines(made: Quantised) -> list[str]:
     """What was made and what it was judged by, in sentences."""
-    kind = "int8" if made.recipe.int8 else "fp16"
-    nodes = made.recipe.int8 or made.recipe.fp16
+    nodes = {kind: len(names) for kind, names in (("int8", made.recipe.int8), ("fp16", made.recipe.fp16)) if names}
     found = []
     if made.found is not None:
         passed = sum(bool(row["passed"]) for row in made.found.alone)
@@ -188,7 +210,7 @@ def lines(made: Quantised) -> list[str]:
             f"{len(made.found.groups)} together"
         )
     if made.row is not None:
-        how = "by the emulation of half precision" if kind == "fp16" else f"on {made.call.backend}"
+        how = "by the emulation of half precision" if made.recipe.fp16 else f"on {made.measured_on}"
         for name, one in made.row["outputs"].items():
             changed = "" if one["decisions_changed"] is None else f"{one['decisions_changed']} decisions changed, "
             found.append(
@@ -197,8 +219,11 @@ def lines(made: Quantised) -> list[str]:
             )
     if made.audit is not None:
         found.append(f"{made.audit.backend} computes {100 * made.audit.share:.1f} % of the multiplications in int8")
+    elif made.recipe.int8:
+        found.append("written for TensorRT, which shows what it computes in int8 when an engine is built: fundus-rt build")
     if made.ratio is not None:
         found.append(f"one picture takes {made.ratio:.2f} of float32's time here (median of pairs measured in turns)")
-    found.append(f"wrote {made.call.output} ({made.precision}, {len(nodes)} nodes in {kind}, sha256 {made.sha256[:16]})")
+    counted = ", ".join(f"{count} nodes in {kind}" for kind, count in nodes.items())
+    found.append(f"wrote {made.call.output} ({made.precision}, {counted}, sha256 {made.sha256[:16]})")
     found.append(f"wrote {made.recipe_path}; it makes the same bytes again: fundus-rt quantize FILE.onnx --precision RECIPE.json")
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Found:
     row: Row
     """The result of the recipe's trial."""
     ratio: float | None
-    """Its time for one picture as a share of the float32 file's; None in half precision, which a processor cannot time."""
+    """Its time for one picture as a share of the float32 file's; None in what a processor cannot time (`Search.timeable`)."""
     alone: tuple[Row, ...]
     """The result of each piece alone, in the order of the graph."""
 
@@ -40,7 +40,9 @@ class Found:
 class Search:
     """One search over the pieces of a network. Each trial is kept in a file, so it goes on where it was stopped."""
 
-    def __init__(self, bench: Workbench, whole: Recipe, kept: TrialFile, judged_digest: str, show: Show) -> None:
+    def __init__(
+        self, bench: Workbench, whole: Recipe, kept: TrialFile, judged_digest: str, show: Show, fixed: Collection[str] = ()
+    ) -> None:
         """Prepare a search.
 
         Args:
@@ -49,13 +51,19 @@ class Search:
             kept: results of earlier trials.
             judged_digest: of the photographs.
             show: of progress.
+            fixed: nodes of `whole` that are in lower precision whatever is tried.
         """
-        self._bench, self._whole, self._kept, self._show = bench, whole, kept, show
+        self._bench, self._whole, self._kept, self._show, self._fixed = bench, whole, kept, show, frozenset(fixed)
         self._where = [judged_digest, bench.backend, bench.version, bench.tolerance, bench.threads, bench.card.to_json()]
+
+    @property
+    def timeable(self) -> bool:
+        """Whether a processor computes it as it is written: not half precision, and not what is written for TensorRT."""
+        return not self._whole.fp16 and self._whole.backend != "tensorrt"
 
     def recipe(self, groups: Sequence[NodeGroup]) -> Recipe:
         """The recipe with some pieces in lower precision."""
-        inside = {name for group in groups for name in group.nodes}
+        inside = self._fixed.union(*(group.nodes for group in groups))
         return dataclasses.replace(
             self._whole,
             int8=tuple(name for name in self._whole.int8 if name in inside),
@@ -93,9 +101,10 @@ class Search:
     def run(self, groups: Sequence[NodeGroup]) -> Found:
         """Search.
 
-        The pieces join in the order of the damage that each does alone. One that takes the answers out of the budget is left out
-        again. Of all sets on the way that are inside of it, the one that runs fastest is taken; in half precision, which a
-        processor cannot time, the largest.
+        The pieces whose differences alone stay inside of the budget join in the order of the damage that each does. One that
+        takes the answers out of it is left out, and tried once more at the end: a photograph on the edge between two decisions
+        falls to either side, whatever is added. Of all sets on the way that are inside, the one that runs fastest is taken;
+        the largest where a processor cannot time them.
 
         Raises:
             ParityError: no piece alone stays inside of the budget, or none that does is faster than float32.
@@ -104,24 +113,27 @@ class Search:
         for index, group in enumerate(groups):
             self._show(f"alone: {group}", index, most)
             alone.append(self.tried([group]))
-        order = sorted((i for i in range(len(groups)) if alone[i]["passed"]), key=lambda i: (alone[i]["damage"], i))
-        if not order:
+        order = sorted((i for i in range(len(groups)) if alone[i]["damage"] <= 1), key=lambda i: (alone[i]["damage"], i))
+        taken: list[int] = []
+        inside: list[list[int]] = []
+        most += len(order)
+        for step, index in enumerate([*order, *order]):
+            if index in taken:
+                continue
+            self._show(f"with {groups[index]}", len(groups) + step, most)
+            together = sorted([*taken, index])
+            if self.tried([groups[i] for i in together])["passed"]:
+                taken = together
+                inside.append(together)
+        if not inside:
             least = min(alone, key=lambda row: float(row["damage"]))
             raise ParityError(
                 f"not one of {len(groups)} pieces of the network can be in lower precision: the mildest, {least['groups'][0]}, "
                 f"does this: {'; '.join(least['problems'])}. A larger --tolerance would have to be justified by what the answers "
                 "are used for"
             )
-        taken: list[int] = []
-        inside: list[list[int]] = []
-        for step, index in enumerate(order):
-            self._show(f"with {groups[index]}", len(groups) + step, most)
-            together = sorted([*taken, index])
-            if self.tried([groups[i] for i in together])["passed"]:
-                taken = together
-                inside.append(together)
         sets = [[groups[i] for i in one] for one in inside]
-        if self._whole.fp16:
+        if not self.timeable:
             best = sets[-1]
             return Found(self.recipe(best), tuple(best), self.tried(best), None, tuple(alone))
         ratios = []

@@ -81,7 +81,8 @@ class Workbench:
     def trial(self, recipe: Recipe) -> Trial:
         """Make the file that a recipe describes, and hold its answers against the float32 file's.
 
-        Half precision is judged by the emulation (`fundus_rt.benchmarks.proof.half_precision`), int8 by the backend itself.
+        Half precision is judged by the emulation (`fundus_rt.benchmarks.proof.half_precision`), int8 by the backend itself; where
+        both are in one file, the emulation computes its int8 as it is written.
         """
         made = onnx_from_recipe(self.model, self.card, recipe)
         canary = canary_from_dict(self.card.canary)
@@ -97,7 +98,7 @@ class Workbench:
                 found = answers_of(session, self.judged)
                 known = session.run(pictures) if pictures is not None else {}
                 session.close()
-        precision = "int8" if recipe.int8 else "fp16"
+        precision = "mixed" if recipe.int8 and recipe.fp16 else "int8" if recipe.int8 else "fp16"
         compared = tuple(
             agreement(o.name, self.reference[o.name], found[o.name], o, self.tolerance or o.allowed(precision))
             for o in self.card.outputs

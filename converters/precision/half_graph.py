@@ -13,7 +13,8 @@ import numpy as np
 
 from fundus_rt.converters.graphs.graph_editor import GraphEditor
 from fundus_rt.converters.graphs.graph_values import carry_shapes
-from fundus_rt.converters.precision.heavy_nodes import named
+from fundus_rt.converters.precision.heavy_nodes import before_first_layer, named
+from fundus_rt.converters.precision.int8_graph import ACTIVATIONS
 from fundus_rt.models.errors import UsageError
 
 DELICATE = (
@@ -33,7 +34,7 @@ def halvable(model: Any) -> list[str]:
     editor = GraphEditor(model)
     kinds = carry_shapes(editor).kinds
     single = editor.onnx.TensorProto.FLOAT
-    before = _before_first_layer(editor)
+    before = {id(node) for node in before_first_layer(editor)}
     return [
         name
         for name, node in named(model).items()
@@ -46,16 +47,19 @@ def halvable(model: Any) -> list[str]:
     ]
 
 
-def _before_first_layer(editor: GraphEditor) -> set[int]:
-    """Nodes between the frames and the first convolution or product."""
-    found: set[int] = set()
-    waiting = [value.name for value in editor.inputs]
-    while waiting:
-        for node in editor.readers(waiting.pop()):
-            if node.op_type not in ("Conv", "MatMul", "Gemm") and id(node) not in found:
-                found.add(id(node))
-                waiting += node.output
-    return found
+def halvable_beside(model: Any, int8: Collection[str]) -> list[str]:
+    """`halvable` nodes of a float32 graph that nothing in int8 needs: neither its own nodes nor the activations behind them.
+
+    Args:
+        model: as `halvable`.
+        int8: names of the nodes that are computed in int8.
+    """
+    editor, nodes = GraphEditor(model), named(model)
+    taken = {id(nodes[name]) for name in int8}
+    for name in int8:
+        after = editor.only_reader(nodes[name].output[0], *ACTIVATIONS)
+        taken |= {id(after)} if after is not None else set()
+    return [name for name in halvable(model) if id(nodes[name]) not in taken]
 
 
 def write_half(model: Any, chosen: Collection[str]) -> None:

@@ -81,3 +81,15 @@ def _with_plain_weights(model: Any) -> Any:
         else:
             light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return light
+
+
+def before_first_layer(editor: GraphEditor) -> list[Any]:
+    """Nodes between the frames and the first convolution or product: grey levels and their normalisation."""
+    found: dict[int, Any] = {}
+    waiting = [value.name for value in editor.inputs]
+    while waiting:
+        for node in editor.readers(waiting.pop()):
+            if node.op_type not in HEAVY and id(node) not in found:
+                found[id(node)] = node
+                waiting += node.output
+    return list(found.values())

@@ -1,26 +1,23 @@
 """A float32 graph with its heavy layers in int8, as QuantizeLinear and DequantizeLinear pairs that every runtime reads.
 
-The portable form: int8 with zero point 0 everywhere, for TensorRT refuses uint8 and other zero points; one scale for each
-activation, one for each channel of a weight; no pair on a bias, which stays float32. Weights are stored as int8 with a
-DequantizeLinear behind them, a quarter of the bytes.
+Weights are whole numbers from -127 to 127, one scale for each output channel, stored as int8 with a DequantizeLinear behind them,
+a quarter of the bytes. Biases stay float32. One pair stands behind each activation, and serves all of its readers. How a pair
+writes its numbers depends on what shall compute the file, found on the graphs that ONNX Runtime 1.31 and OpenVINO 2026.4 really
+run and on what TensorRT's parser takes:
 
-ONNX Runtime's own quantiser is not used: wherever it writes Q/DQ pairs it also writes them on biases, as int32, and it knows
-neither of the two placements below.
+* ``tensorrt``: int8 with zero point 0 everywhere, the portable form; TensorRT refuses uint8 and other zero points. Half of the
+  steps are lost behind a Relu, which is never below 0.
+* ``onnxruntime``: uint8 with a zero point, which uses all 255 steps. On a processor with x86 instructions ONNX Runtime multiplies
+  uint8 by int8, and drops a Relu or Clip whose bounds the pair itself keeps; with signed pairs it does neither.
+* ``openvino``: uint8 with zero point 0 for tensors that are never below 0, int8 with zero point 0 for all others; a zero point
+  elsewhere costs it half of the gain.
 
-A runtime turns ``DequantizeLinear -> layer -> QuantizeLinear`` into one layer of int8. What it needs for that, found on the
-graphs that ONNX Runtime 1.31 and OpenVINO 2026.4 really run, is not the same:
-
-* OpenVINO (and TensorRT, by its documentation) takes an activation behind the layer along, and one pair serves all readers.
-* ONNX Runtime on a processor with x86 instructions does not fuse an activation where the zero point is 0, so it needs the pair
-  on both sides of it; the scale is the same on both, so the second rounding changes nothing. It also needs a pair for each
-  reader of its own, or it leaves the readers in float32: it computes in uint8, and turns only pairs with one reader into that.
-  Equal pairs are merged when a file is opened, so their scales are one unit in the last place apart; and pairs that follow one
-  another are merged, so where a layer without an activation has several readers (SiLU, a residual sum), a Clip that never clips
-  stands between.
+ONNX Runtime's own quantiser is not used: wherever it writes Q/DQ pairs it also writes them on biases, as int32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -33,24 +30,35 @@ from fundus_rt.models.errors import UsageError
 
 LEVELS = 127
 """Largest whole number that is used, on both sides of 0: -128 has no counterpart."""
+UNSIGNED_LEVELS = 255
+"""Largest whole number of uint8."""
 SMALLEST_SCALE = 1e-8
 """A channel of zeros has no scale of its own; TensorRT refuses 0."""
-SELECTING = ("MaxPool", "Relu", "Clip")
-"""Operators whose result takes the scale of what they read: they choose or clip numbers."""
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+"""What a file of int8 is written for."""
 JOINING = ("Sigmoid", "Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool", "Mul")
 """Light operators that may stand between two heavy ones in int8."""
 ACTIVATIONS = ("Relu", "Clip")
+PASSING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Squeeze", "Flatten", "Reshape", "Transpose")
+"""Operators whose result lies between the least and the largest number of what they read."""
 
 
 def quantisable(model: Any) -> list[str]:
     """Nodes that can be computed in int8: heavy ones with constant weights, and light ones on activations alone.
 
+    The last heavy nodes stay in float32, and so does the mean over the picture in front of them: they are a thousandth of the
+    work, and their steps would be steps of the answer.
+
     Returns:
         Names (`heavy_nodes.named`) in the order of the graph.
     """
     editor, stored = GraphEditor(model), constants(model)
+    following = _heavy_behind(editor, model)
     found = []
     for name, node in named(model).items():
+        behind = following[id(node)]
+        if behind == 0 or (behind == 1 and node.op_type == "GlobalAveragePool"):
+            continue
         if node.op_type in HEAVY:
             weights = editor.tensors.get(node.input[1])
             if weights is not None and weights.data_type == editor.onnx.TensorProto.FLOAT and len(weights.dims) > 1:
@@ -60,16 +68,54 @@ def quantisable(model: Any) -> list[str]:
     return found
 
 
+def _heavy_behind(editor: GraphEditor, model: Any) -> dict[int, int]:
+    """How many heavy nodes follow one another, at most, behind each node; by ``id`` of the node."""
+    found: dict[int, int] = {}
+    for node in reversed(model.graph.node):
+        readers = [reader for name in node.output for reader in editor.readers(name)]
+        found[id(node)] = max((found[id(one)] + (one.op_type in HEAVY) for one in readers), default=0)
+    return found
+
+
 def activations_of(model: Any, chosen: Collection[str]) -> list[str]:
     """Names of the tensors that get a Q/DQ pair when the chosen nodes are computed in int8, in the order of the graph."""
     return list(_Plan(GraphEditor(model), model, chosen).tensors)
 
 
+def bounds_of(model: Any, names: Collection[str]) -> dict[str, tuple[float, float]]:
+    """What tensors can never exceed, whatever the picture is: by the activation that makes them, else infinite.
+
+    Args:
+        model: an `onnx.ModelProto` in the shipped form.
+        names: of tensors.
+
+    Returns:
+        Least and largest number by name.
+    """
+    editor = GraphEditor(model)
+    found: dict[str, tuple[float, float]] = {}
+    for node in editor.nodes:
+        ends = (-np.inf, np.inf)
+        if node.op_type == "Relu":
+            ends = (0.0, np.inf)
+        elif node.op_type == "Sigmoid":
+            ends = (0.0, 1.0)
+        elif node.op_type == "Clip":
+            limits = [editor.value(name) if name else None for name in (*node.input[1:], "", "")[:2]]
+            least, most = (math.nan if value is None else float(value) for value in limits)
+            ends = (-np.inf if math.isnan(least) else least, np.inf if math.isnan(most) else most)
+        elif node.op_type in PASSING:
+            read = [found.get(name, ends) for name in (node.input if node.op_type == "Concat" else node.input[:1])]
+            padded = 0.0 if node.op_type == "AveragePool" else np.inf  # zeros beyond the edge may count
+            ends = (min(padded, *(one[0] for one in read)), max(-padded, *(one[1] for one in read)))
+        found.update((name, ends) for name in node.output)
+    return {name: found.get(name, (-np.inf, np.inf)) for name in names}
+
+
 class _Plan:
     """Which tensors are quantised, which share a scale, and who reads them so."""
 
-    def __init__(self, editor: GraphEditor, model: Any, chosen: Collection[str], split: bool = True) -> None:
-        self.split = split
+    def __init__(self, editor: GraphEditor, model: Any, chosen: Collection[str]) -> None:
         nodes, stored = named(model), constants(model)
         unknown = [name for name in chosen if name not in nodes]
         if unknown:
@@ -103,15 +149,15 @@ class _Plan:
         self.tensors.setdefault(after.output[0], after.output[0])
 
 
-def write_int8(model: Any, chosen: Collection[str], largest: Mapping[str, float], split: bool = True) -> None:
+def write_int8(model: Any, chosen: Collection[str], ranges: Mapping[str, tuple[float, float]], backend: str) -> None:
     """Put the chosen nodes of a graph into int8.
 
     Args:
         model: an `onnx.ModelProto` in the shipped form, float32; changed in place.
         chosen: names of nodes (`heavy_nodes.named`), each one of `quantisable`.
-        largest: for every tensor of `activations_of` the number, above 0, that 127 stands for; larger ones are clipped.
-        split: write pairs on both sides of an activation behind a layer, and one for each reader, which ONNX Runtime needs;
-            False: one pair behind the activation.
+        ranges: for every tensor of `activations_of` the least number, at most 0, and the largest, at least 0, that is kept as it
+            is; others are clipped.
+        backend: one of `BACKENDS`.
 
     Raises:
         UsageError: a node is not there or cannot be computed in int8, or a range is missing.
@@ -121,51 +167,62 @@ def write_int8(model: Any, chosen: Collection[str], largest: Mapping[str, float]
     if wrong:
         raise UsageError(f"the node {wrong[0]!r} cannot be computed in int8; the recipe was written for another file")
     editor = GraphEditor(model)
-    plan = _Plan(editor, model, chosen, split)
+    plan = _Plan(editor, model, chosen)
     for name, source in plan.tensors.items():
         after = editor.only_reader(name, *ACTIVATIONS)
-        if not split and source != name and after is not None and after.output[0] == source:
+        if source != name and after is not None and after.output[0] == source:
             continue
-        if not largest.get(source, 0) > 0:
+        least, most = ranges.get(source, (0.0, 0.0))
+        if not least <= 0 <= most or least == most:
             raise UsageError(f"the range of the tensor {source!r} is not known; calibrate again")
-        _pair(editor, plan, name, float(largest[source]))
+        _pair(editor, plan, name, *scale_and_zero(least, most, backend))
     for node in plan.chosen:
         if node.op_type in HEAVY:
             _store_weights(editor, node)
     editor.commit()
 
 
-def _pair(editor: GraphEditor, plan: _Plan, name: str, largest: float) -> None:
-    """Round a tensor to int8 and back, for those of its readers that compute in int8; for all, where its own node does."""
+def write_weights_int8(model: Any, chosen: Collection[str]) -> None:
+    """Store the weights of the chosen heavy nodes in int8, and compute in float32: a quarter of the bytes.
+
+    Args:
+        model: an `onnx.ModelProto` in the shipped form, float32; changed in place.
+        chosen: names of heavy nodes with constant weights.
+    """
+    editor, nodes = GraphEditor(model), named(model)
+    for name in chosen:
+        _store_weights(editor, nodes[name])
+    editor.commit()
+
+
+def scale_and_zero(least: float, most: float, backend: str) -> tuple[NDArray[np.float32], NDArray[np.int8] | NDArray[np.uint8]]:
+    """How the numbers of a range are written.
+
+    Args:
+        least, most: ends of the range; 0 is inside.
+        backend: one of `BACKENDS`.
+
+    Returns:
+        The scale, float32 [], and the zero point, int8 or uint8 []: a number is ``scale * (level - zero)``, and 0 is a level.
+    """
+    if backend == "onnxruntime":
+        scale = np.float32(max((most - least) / UNSIGNED_LEVELS, SMALLEST_SCALE))
+        return np.asarray(scale), np.asarray(min(round(-least / float(scale)), UNSIGNED_LEVELS), np.uint8)
+    if backend == "openvino" and least == 0:
+        return np.asarray(np.float32(max(most / UNSIGNED_LEVELS, SMALLEST_SCALE))), np.asarray(0, np.uint8)
+    return np.asarray(np.float32(max(most, -least, LEVELS * SMALLEST_SCALE) / LEVELS)), np.asarray(0, np.int8)
+
+
+def _pair(editor: GraphEditor, plan: _Plan, name: str, scale: NDArray[Any], zero: NDArray[Any]) -> None:
+    """Round a tensor to 8 bits and back, for those of its readers that compute in int8; for all, where its own node does."""
     maker = editor.producer(name)
     everyone = maker is not None and id(maker) in plan.inside
     readers = [node for node in {id(n): n for n in editor.readers(name)}.values() if everyone or id(node) in plan.inside]
-    scale = np.float32(max(largest / LEVELS, SMALLEST_SCALE))
-    if len(readers) == 1 or not plan.split:
-        _restore(editor, name, readers, scale)
-        return
-    own = [node for node in readers if id(node) in plan.inside]
-    if everyone and (maker.op_type not in SELECTING or len(own) < len(readers)):
-        restored = _restore(editor, name, readers, scale)  # a layer of int8 has one QuantizeLinear behind it
-        ends = [
-            editor.constant(f"{name}/{end}", np.asarray(way * largest, np.float32)) for end, way in (("least", -2), ("most", 2))
-        ]
-        name = editor.add("Clip", [restored, *ends], f"{name}/shared")
-        for node in readers:
-            editor.set_inputs(node, [name if read == restored else read for read in node.input])
-    for reader in own:
-        scale = np.nextafter(scale, np.float32(np.inf))
-        _restore(editor, name, [reader], scale)
-
-
-def _restore(editor: GraphEditor, name: str, readers: list[Any], scale: np.float32) -> str:
-    """One Q/DQ pair behind a tensor, read by some of its readers; returns the name of what it gives."""
-    inputs = [editor.constant(f"{name}/scale", np.asarray(scale)), editor.constant(f"{name}/zero", np.zeros((), np.int8))]
+    inputs = [editor.constant(f"{name}/scale", scale), editor.constant(f"{name}/zero", zero)]
     rounded = editor.add("QuantizeLinear", [name, *inputs], f"{name}/int8")
     restored = editor.add("DequantizeLinear", [rounded, *inputs], f"{name}/restored")
     for node in readers:
         editor.set_inputs(node, [restored if read == name else read for read in node.input])
-    return restored
 
 
 def _store_weights(editor: GraphEditor, node: Any) -> None:

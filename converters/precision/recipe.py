@@ -13,16 +13,13 @@ from typing import Any
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.precision.half_graph import write_half
 from fundus_rt.converters.precision.heavy_nodes import multiplications
-from fundus_rt.converters.precision.int8_graph import activations_of, write_int8
+from fundus_rt.converters.precision.int8_graph import BACKENDS, activations_of, write_int8
 from fundus_rt.converters.shipping import embed_card
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import ModelFileError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when recipes are written, or the graphs made from them, in another way."""
-PLACEMENTS = ("around", "behind")
-"""Where pairs stand at an activation behind a layer: ``around`` it, for ONNX Runtime, or ``behind`` it, for OpenVINO and
-TensorRT; see `int8_graph`."""
 MOSTLY = 0.9
 """From this share of the multiplications on, a file is called by the precision of its nodes; below, ``mixed``."""
 
@@ -36,11 +33,11 @@ class Recipe:
     int8: tuple[str, ...] = ()
     """Nodes in int8, by the names of `heavy_nodes.named`, in the order of the graph."""
     fp16: tuple[str, ...] = ()
-    """Nodes in half precision; a recipe has either these or `int8`."""
-    placement: str = "behind"
-    """One of `PLACEMENTS`."""
-    ranges: dict[str, float] = field(default_factory=dict)
-    """By tensor, the number that 127 stands for."""
+    """Nodes in half precision, by the same names; beside nodes in int8 only in what is written for TensorRT."""
+    backend: str = "tensorrt"
+    """What the file is written for, one of `int8_graph.BACKENDS`; the same nodes and ranges can be written for another."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By tensor, the least number, at most 0, and the largest, at least 0, that are kept as they are."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """How the ranges were found: method, number of photographs, a digest of their contents. No names of files."""
 
@@ -63,20 +60,32 @@ def read_recipe(path: Path) -> Recipe:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         made = values.pop("format")
-        recipe = Recipe(**{**values, "int8": tuple(values["int8"]), "fp16": tuple(values["fp16"])})
-        sound = all(isinstance(v, (int, float)) and math.isfinite(v) and v > 0 for v in recipe.ranges.values())
+        if made != FORMAT:
+            raise UsageError(
+                f"{path.name} is a recipe of format {made}, expected {FORMAT}; make it anew with fundus-rt quantize FILE.onnx"
+            )
+        ranges = {name: (float(least), float(most)) for name, (least, most) in values["ranges"].items()}
+        recipe = Recipe(**{**values, "int8": tuple(values["int8"]), "fp16": tuple(values["fp16"]), "ranges": ranges})
+        sound = all(math.isfinite(most - least) and least <= 0 <= most and least < most for least, most in ranges.values())
         sound = sound and all(isinstance(name, str) for name in (*recipe.int8, *recipe.fp16, recipe.graph_sha256))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
             f"{path.name} is no recipe ({error}); make one with fundus-rt quantize FILE.onnx --precision int8"
         ) from error
-    if made != FORMAT or recipe.placement not in PLACEMENTS or not sound or bool(recipe.int8) == bool(recipe.fp16):
+    if recipe.backend not in BACKENDS or not sound or not _followable(recipe):
         raise UsageError(
-            f"{path.name} is a recipe of format {made} with placement {recipe.placement!r}, {len(recipe.int8)} nodes in int8 and "
-            f"{len(recipe.fp16)} in fp16; expected format {FORMAT}, one of {', '.join(PLACEMENTS)}, nodes in one of the two, and "
-            "ranges above 0"
+            f"{path.name} is a recipe for {recipe.backend!r}, {len(recipe.int8)} nodes in int8 and {len(recipe.fp16)} in fp16; "
+            f"expected one of {', '.join(BACKENDS)}, nodes in one of the two (in both for TensorRT, each node once), and ranges "
+            "around 0"
         )
     return recipe
+
+
+def _followable(recipe: Recipe) -> bool:
+    """Whether there are nodes, each in one precision, and half precision beside int8 only where it is computed so."""
+    if recipe.int8 and recipe.fp16:
+        return recipe.backend == "tensorrt" and not set(recipe.int8) & set(recipe.fp16)
+    return bool(recipe.int8 or recipe.fp16)
 
 
 def graph_digest(model: Any) -> str:
@@ -125,8 +134,8 @@ def onnx_from_recipe(model: Any, card: ModelCard, recipe: Recipe) -> Any:
     made.CopyFrom(model)
     if recipe.int8:
         needed = set(activations_of(model, recipe.int8))
-        write_int8(made, recipe.int8, {k: v for k, v in recipe.ranges.items() if k in needed}, recipe.placement == "around")
-    else:
+        write_int8(made, recipe.int8, {k: v for k, v in recipe.ranges.items() if k in needed}, recipe.backend)
+    if recipe.fp16:
         write_half(made, recipe.fp16)
     lower = {"graph_sha256": recipe.graph_sha256, "recipe_sha256": recipe.sha256, "calibration": recipe.calibration}
     provenance = {**card.provenance, "precision": precision_of(model, recipe), "lower_precision": lower}
@@ -135,11 +144,12 @@ def onnx_from_recipe(model: Any, card: ModelCard, recipe: Recipe) -> Any:
 
 
 def precision_of(model: Any, recipe: Recipe) -> str:
-    """``int8``, ``fp16``, or ``mixed`` where less than `MOSTLY` of the multiplications are in it."""
+    """``int8`` or ``fp16`` where at least `MOSTLY` of the multiplications are in it, else ``mixed``."""
     work = multiplications(model)
-    inside = set(recipe.int8) | set(recipe.fp16)
-    share = sum(count for name, count in work.items() if name in inside) / max(1, sum(work.values()))
-    return "mixed" if share < MOSTLY else "int8" if recipe.int8 else "fp16"
+    for kind, nodes in (("int8", recipe.int8), ("fp16", recipe.fp16)):
+        if sum(work.get(name, 0) for name in nodes) >= MOSTLY * max(1, sum(work.values())):
+            return kind
+    return "mixed"
 
 
 def serialised(model: Any) -> bytes:

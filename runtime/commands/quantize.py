@@ -12,12 +12,13 @@ import click
 
 @click.command(short_help="Turn an .onnx file into one of lower precision, within its budget.")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.onnx")
-@click.option("--precision", required=True, metavar="int8|fp16|RECIPE.json", help="What to make, or a recipe to replay.")
+@click.option("--precision", required=True, metavar="int8|fp16|mixed|RECIPE.json", help="What to make, or a recipe.")
 @click.option("--images", multiple=True, metavar="PATH", help="Photographs.  [default: the package's examples]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="OUT.onnx", help="Default: FILE.PRECISION.onnx.")
 @click.option(
-    "--backend", type=click.Choice(["onnxruntime", "openvino"]), default="onnxruntime", show_default=True,
-    help="Where it shall run: measured there, and written so that its layers of int8 fuse there.",
+    "--backend", type=click.Choice(["onnxruntime", "openvino", "tensorrt"]),
+    help="Where it shall run: written so that its layers of int8 fuse there, and measured there (TensorRT: judged on ONNX "
+    "Runtime, not timed).  [default: onnxruntime, or the recipe's]",
 )  # fmt: skip
 @click.option(
     "--calibration", type=click.Choice(["max", "percentile", "least-squares"]), default="max", show_default=True,
@@ -32,26 +33,28 @@ def quantize(
     precision: str,
     images: tuple[str, ...],
     output: Path | None,
-    backend: str,
+    backend: str | None,
     calibration: str,
     tolerance: float | None,
     whole: bool,
 ) -> None:
-    """Write FILE.onnx in lower precision: layers of int8 with Q/DQ pairs that ONNX Runtime, OpenVINO and TensorRT read, or fp16.
+    """Write FILE.onnx in lower precision: layers of int8 with Q/DQ pairs as ONNX Runtime, OpenVINO or TensorRT need, or fp16.
 
     Half of the photographs give the ranges, the others judge: piece by piece of the network, the fastest set of pieces is
     searched whose answers stay within the tolerance and change no decision. Results of trials are kept in OUT.trials.jsonl, and
     a second call goes on with them. OUT.recipe.json makes the same file again.
 
-    int8 is measured on the backend; fp16 is judged by an emulation, for a processor computes it in float32.
+    int8 is measured on the backend, and a recipe can be written for another one with --backend; fp16 is judged by an emulation,
+    for a processor computes it in float32. mixed, for TensorRT, is int8 where that stays within the tolerance and fp16 where it
+    does not.
 
     Exit status: 0 written; 1 nothing stays within the tolerance, is faster, or ran in int8; 2 the call itself is wrong.
     """
-    from fundus_rt.benchmarks.precision.quantisation import Progress, QuantiseCall, lines, quantise
+    from fundus_rt.benchmarks.precision.quantisation import PRECISIONS, Progress, QuantiseCall, lines, quantise
     from fundus_rt.models.registry import EXAMPLE_FOLDER
     from fundus_rt.runtime.commands.convert import _step
 
-    kind = precision if precision in ("int8", "fp16") else Path(precision).name.split(".")[0]
+    kind = precision if precision in PRECISIONS else Path(precision).name.split(".")[0]
     target = output or file.with_suffix(f".{kind}.onnx")
     call = QuantiseCall(file, precision, target, images or (str(EXAMPLE_FOLDER),), backend, calibration, tolerance, whole)
     with _trials() as show:
