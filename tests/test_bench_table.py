@@ -1,0 +1,35 @@
+"""The README's table out of records of ``bench --against``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fundus_rt.benchmarks.bench_table import HEAD, line_of
+from tests.conftest import REPOSITORY
+
+RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("bench-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_each_line_states_the_records_own_ratios(path: Path) -> None:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    cells = [cell.strip() for cell in line_of(record).strip("|\n ").split("|")]
+    assert len(cells) == HEAD.splitlines()[0].count("|") - 1
+    ways = {way["name"]: way["first_to_this"]["value"] for way in record["against"]["parts"]["network_only"]["ways"]}
+    names = {file["name"]: file["precision"] for file in record["files"]}
+    own = {name: value for name, value in ways.items() if name.rpartition(", ")[0] in names}
+    others = [value for name, value in ways.items() if name not in own]
+    assert cells[5] == f"{max(own.values()):.1f}x"
+    assert cells[6] == f"{max(own.values()) / max(others):.2f}x"
+    assert cells[4] == f"{max(v for n, v in own.items() if names[n.rpartition(', ')[0]] == 'fp32'):.1f}x"
+
+
+def test_a_file_that_is_not_certified_is_neither_ours_nor_a_peer() -> None:
+    record = next(found for path in RESULTS if len((found := json.loads(path.read_text(encoding="utf-8")))["files"]) > 1)
+    lower = [file["name"] for file in record["files"] if file["precision"] != "fp32"]
+    cells = [cell.strip() for cell in line_of(record, lower).strip("|\n ").split("|")]
+    assert cells[5] == cells[4] and cells[10] == cells[9]
+    assert float(cells[6][:-1]) < float(line_of(record).split("|")[7].strip()[:-1])
