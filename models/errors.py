@@ -52,7 +52,7 @@ class DeviceLostError(StoppedError):
 
 
 class DeviceMemoryError(StoppedError):
-    """The GPU's memory is not enough for what was asked."""
+    """The memory of what computes, a GPU's or the system's, is not enough for what was asked."""
 
 
 class ReceiptError(StoppedError):
@@ -61,6 +61,10 @@ class ReceiptError(StoppedError):
 
 class CanaryError(StoppedError):
     """The network does not give its known answers to its known pictures."""
+
+
+class CameraError(FundusRtError):
+    """A film cannot be read, or a camera that was lost did not come back in time."""
 
 
 class UnsupportedCheckpointError(FundusRtError):

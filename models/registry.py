@@ -12,6 +12,8 @@ _FOLDER = Path(__file__).parent
 CARD_FOLDER = _FOLDER / "cards"
 BUNDLED_FOLDER = _FOLDER / "bundled"
 EXAMPLE_FOLDER = _FOLDER / "examples"
+VECTOR_FOLDER = _FOLDER / "vectors"
+"""Test vectors for programs in other languages, see ``docs/porting.md``; written by `fundus_rt.benchmarks.make_vectors`."""
 
 
 def list_cards() -> list[ModelCard]:

@@ -13,6 +13,10 @@ __all__ = ["Pipeline", "Result"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from fundus_rt.runtime.opencv import require_opencv
+
+        require_opencv()
     if name == "Pipeline":
         from fundus_rt.runtime.pipeline import Pipeline
 

@@ -24,6 +24,10 @@ Values = NDArray[np.float64]
 RESOLUTION = 0.02
 """Largest difference of the network's own numbers, as a share of how far apart they lie between the photographs. It finds a wrong
 network whose probabilities are as near to 0 and 1 as the right one's."""
+COARSE = 0.1
+"""The same, at most, where a lower precision's budget allows the numbers that much."""
+STEEPEST = 0.25
+"""Largest slope of a sigmoid, and of a softmax's probability by its own number: p * (1 - p) at one half."""
 ROUNDING = 1e-5
 """A column that varies by less than this share of its largest number tells no photographs apart: float32's rounding."""
 WORST = 10
@@ -243,7 +247,8 @@ def _agreement(
     changed = tuple(index for index, (before, after) in enumerate(said) if before != after or not finite[index])
     decides = output.task != "regression"
     beyond = int(np.count_nonzero(~(apart <= limit)))
-    problems = _problems(name, *numbers, finite)
+    budget = limit if limit > output.tolerance else 0.0
+    problems = _problems(name, *numbers, finite, _in_numbers(budget, output))
     if finite.any() and not apart[finite].max() <= limit:
         problems.append(
             f"{name}: the largest difference is {apart[finite].max():.3g} {output.unit}, beyond the tolerance of {limit:g}; "
@@ -281,8 +286,18 @@ def _percentile_95(apart: Values) -> float:
     return float(np.percentile(apart, 95, method="higher"))
 
 
-def _problems(name: str, reference: Values, found: Values, finite: NDArray[np.bool_]) -> list[str]:
-    """What the network's own numbers show: not finite, nothing to prove on, or too far apart."""
+def _in_numbers(budget: float, output: OutputSpec) -> float:
+    """How far the network's own numbers may be apart so that no answer moves by more than a budget in the output's unit."""
+    if output.task == "regression":
+        return budget / abs(output.scale)
+    return budget if output.activation in (None, "none") else budget / STEEPEST
+
+
+def _problems(name: str, reference: Values, found: Values, finite: NDArray[np.bool_], budget: float) -> list[str]:
+    """What the network's own numbers show: not finite, nothing to prove on, or too far apart.
+
+    `budget` is what a lower precision may move them by; 0 where there is none.
+    """
     if not len(reference):
         return [f"{name}: no photograph was answered by both sides, so nothing is proved"]
     problems = []
@@ -300,11 +315,13 @@ def _problems(name: str, reference: Values, found: Values, finite: NDArray[np.bo
             "there is one photograph only" if len(finite) == 1 else f"the reference is the same for all {len(finite)} photographs"
         )
         return [*problems, f"{name}: {few}, so nothing can be proved; give photographs whose answers differ"]
-    share = float((np.abs(found - reference).max(axis=0)[telling] / between[telling]).max())
-    if share > RESOLUTION:
+    shares = np.abs(found - reference).max(axis=0)[telling] / between[telling]
+    allowed = np.clip(budget / between[telling], RESOLUTION, COARSE)
+    worst = int(np.argmax(shares / allowed))
+    if shares[worst] > allowed[worst]:
         problems.append(
-            f"{name}: the network's own numbers are apart by {100 * share:.3g} % of what tells the photographs apart, more than "
-            f"{100 * RESOLUTION:g} %"
+            f"{name}: the network's own numbers are apart by {100 * shares[worst]:.3g} % of what tells the photographs apart, "
+            f"more than {100 * allowed[worst]:.3g} %"
         )
     return problems
 

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from fundus_rt.models.artifacts import sha256_of_bytes
 from fundus_rt.models.errors import BackendUnavailableError, EngineError, FundusRtError, StoppedError
+from fundus_rt.models.memory import available_memory, is_out_of_memory
 from fundus_rt.runtime.eye import eye_from_file_name
 from fundus_rt.runtime.inputs import Item
 from fundus_rt.runtime.pipeline import Pipeline, Prepared
@@ -30,6 +31,11 @@ Row = dict[str, Any]
 
 _LARGEST_FILE = 1 << 30
 """Bytes above which a file is refused unread: an 8-bit photograph of 100 megapixels is 300 MB uncompressed."""
+WORKER_BYTES = 256 << 20
+"""Memory of one worker with a photograph of 12 megapixels and its share of the network's, rounded up."""
+MODEL_BYTES = 4
+"""Memory of an opened model for each byte of its file, at the most."""
+NO_MEMORY = "not enough memory for this picture; give a smaller one, or allow more memory"
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,22 @@ class Answerer:
             StoppedError: what computes cannot be trusted or is gone: no further row is given.
         """
         source = iter(items)
-        waiting: deque[tuple[int, Future[list[Row]]]] = deque()
+        waiting: deque[tuple[list[Item], Future[list[Row]]]] = deque()
         if self._workers > 1:
             cv2.setNumThreads(1)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="answer") as pool:
             try:
                 while True:
                     while len(waiting) < 2 * self._workers and (some := list(itertools.islice(source, self._batch))):
-                        waiting.append((len(some), pool.submit(self._answer, some)))
+                        waiting.append((some, pool.submit(self._answer, some)))
                     if not waiting:
                         return
-                    count, answered = waiting.popleft()
+                    taken, answered = waiting.popleft()
                     rows = answered.result()
-                    self.taken += count
+                    if any(row["error"] == NO_MEMORY for row in rows):  # once more, each alone with the memory
+                        wait([other for _, other in waiting])
+                        rows = [row for item in taken for row in self._answer([item])]
+                    self.taken += len(taken)
                     yield from rows
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -103,7 +112,7 @@ class Answerer:
             if isinstance(result, Result):
                 rows[index].update(result.to_dict())
             else:
-                rows[index].update(_failure(result, rows[index]))
+                rows[index].update(failure(result, rows[index]))
         return rows
 
     def _results(self, pictures: list[Prepared], tensors: Any) -> list[Result | Exception]:
@@ -124,14 +133,14 @@ class Answerer:
         try:
             content = read_item(item)
         except FundusRtError as error:
-            row = _empty_row(item.path, None, None, self._pipeline)
+            row = empty_row(item.path, None, None, self._pipeline)
             row["error"] = str(error)
             return row, None
         digest = sha256_of_bytes(content)
         key = row_key(item, digest, self._pipeline, self._options)
         if bytes.fromhex(key) in self._finished:
             return None, None
-        row = _empty_row(item.path, digest, key, self._pipeline)
+        row = empty_row(item.path, digest, key, self._pipeline)
         sources = {
             "call": self._options.eye,
             "list": item.listed_eye,
@@ -144,15 +153,25 @@ class Answerer:
         except StoppedError:
             raise
         except Exception as error:  # one picture must not end the run of all others; the row says what happened
-            row.update(_failure(error, row))
+            row.update(failure(error, row))
         return row, None
 
 
-def _failure(error: Exception, row: Row) -> Row:
+def most_workers(model_bytes: int) -> int:
+    """How many pictures can be in work at once in the memory that is left; at least one.
+
+    Args:
+        model_bytes: size of the model's file.
+    """
+    free = available_memory()
+    return 1 << 16 if free is None else max(1, (free - MODEL_BYTES * model_bytes) // WORKER_BYTES)
+
+
+def failure(error: Exception, row: Row) -> Row:
     """What a row says of an error, in one line. A fault that may be gone the next time leaves no key: it is tried again."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        return {"error": "not enough memory for this picture; give a smaller one", "key": None}
+    if is_out_of_memory(error):
+        return {"error": NO_MEMORY, "key": None}
     if isinstance(error, FundusRtError):
         return {"error": text, "key": None if isinstance(error, (BackendUnavailableError, EngineError)) else row["key"]}
     return {"error": f"unexpected {type(error).__name__}: {text}; please report this with the picture's format", "key": None}
@@ -192,7 +211,15 @@ def read_item(item: Item) -> bytes:
         raise FundusRtError(f"the file cannot be read ({reason}); check its name and its rights") from error
 
 
-def _empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipeline) -> Row:
+def empty_row(path: str, digest: str | None, key: str | None, pipeline: Pipeline) -> Row:
+    """A row before its answer is known.
+
+    Args:
+        path: what the row calls its picture.
+        digest: SHA-256 of the picture, or None where it could not be read.
+        key: see `row_key`; None where the row is no reason to leave the picture out of a later run.
+        pipeline: the opened model.
+    """
     return {
         "file": path,
         "sha256": digest,

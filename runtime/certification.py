@@ -4,7 +4,7 @@ otherwise."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,20 @@ class Certification:
     when a file of certificates or the reference beside the model changes."""
 
     def __init__(
-        self, model: Path, identity: ModelIdentity, card: ModelCard, device: str, engine: Path | None, key: PublicKey | None
+        self,
+        model: Path,
+        identity: ModelIdentity,
+        card: ModelCard,
+        device: str,
+        engine: Callable[[], Path | None],
+        key: PublicKey | None,
     ) -> None:
         """Args:
         model: the file that was asked for.
         identity: its hash and precision.
         card: its card.
         device: that was asked for: ``cpu`` or ``cuda:N``.
-        engine: the file of the engine that computes, where one does.
+        engine: gives the file of the engine that computes now, where one does.
         key: accept only certificates that were signed with it.
         """
         self._model = model
@@ -118,7 +124,7 @@ class Certification:
 
     def _computed(self, backend: BackendInfo) -> Path:
         """The file that a backend computes from."""
-        return self._engine if backend.engine_sha256 and self._engine is not None else self._model
+        return (self._engine() if backend.engine_sha256 else None) or self._model
 
     def _looked_up(self, backend: BackendInfo) -> CertificateState:
         if why := why_never_certified(backend, self._identity.precision, self._model):

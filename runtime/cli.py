@@ -50,8 +50,14 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of the package become one message on standard error and exit status 2."""
-    from fundus_rt.models.errors import FundusRtError, ParityError, StoppedError
+    """Entry point: errors of the package become one message on standard error and an exit status other than 0.
+
+    2 where the call itself is wrong, 3 where what computes cannot be trusted, is gone or has too little memory, which whoever
+    watches a device has to tell from the 1 of a photograph that cannot be answered.
+    """
+    from fundus_rt.models.errors import CameraError, FundusRtError, ParityError, StoppedError
+    from fundus_rt.models.memory import is_out_of_memory
+    from fundus_rt.runtime.opencv import require_opencv
 
     # Every picture's fault has its own row; Pillow's warnings about damaged tags would only stand between the rows.
     warnings.filterwarnings("ignore", module="PIL")
@@ -60,6 +66,18 @@ def main() -> None:
     except OSError as error:
         click.echo(f"Error: {error.strerror or error}; what was written so far is whole, make room and call again", err=True)
         sys.exit(2)
+    except ImportError:
+        try:
+            require_opencv()
+        except FundusRtError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        click.echo("Error: the memory is not enough; what was written so far is whole, allow more and call again", err=True)
+        sys.exit(3)
     except FundusRtError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(1 if isinstance(error, (StoppedError, ParityError)) else 2)
+        sys.exit(3 if isinstance(error, StoppedError) else 1 if isinstance(error, (ParityError, CameraError)) else 2)

@@ -138,7 +138,7 @@ def _from_jpeg(content: bytes, picture: Image.Image, name: str) -> Decoded:
     else:
         frame = _bgr(picture, name)
     frame = np.asarray(frame, np.uint8)
-    _refuse_filled_end(frame, name)
+    refuse_filled_end(frame, name)
     return Decoded(upright(frame, orientation), "jpeg", orientation, warnings=warnings)
 
 
@@ -232,7 +232,7 @@ def _require_end_of_jpeg(content: bytes, name: str) -> None:
             place += int.from_bytes(content[place : place + 2], "big")
 
 
-def _refuse_filled_end(frame: Frame, name: str) -> None:
+def refuse_filled_end(frame: Frame, name: str) -> None:
     """Raise `DecodeError` where the end of a JPEG is one flat colour, which decoders put where its data is missing.
 
     A black surround or a page of one colour around the photograph is flat as well: it is known by the first row.

@@ -107,6 +107,13 @@ def find_field_of_view(frame: _Image) -> FieldOfView:
     return _in_frame(circle, step, start, width, height)
 
 
+def mirrored_view(view: FieldOfView, width: int) -> FieldOfView:
+    """A field of view in the coordinates of the frame with left and right exchanged; `width` is the frame's, in pixels."""
+    swapped = {"left": "right", "right": "left"}
+    cut = tuple(swapped.get(side, side) for side in view.cut)
+    return dataclasses.replace(view, center=(width - 1 - view.center[0], view.center[1]), cut=cut)
+
+
 def _reduced(frame: _Image) -> tuple[_Image, int, float]:
     """A copy whose longer side is at most `_SIDE` pixels; how many pixels of the frame one of its pixels spans; where in
     the frame the centre of its first pixel lies (x and y alike).

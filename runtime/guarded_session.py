@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,7 @@ class GuardedSession:
         self._every = every
         self._continue_with = continue_with
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._answered = 0
         self._turn = False
         self._closed = False
@@ -190,6 +192,43 @@ class GuardedSession:
             return cast(FrameSession, self._session).frame_buffer(height, width)
         return np.zeros((height, width, 3), np.uint8)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def exchange(self, other: Session, instead_of: str) -> None:
+        """Go on with another session of the same file, after it has shown its known answers; calls under way are answered by
+        either. The one before is closed, and opened again where the new one loses its device.
+
+        Args:
+            other: an opened session; it is closed where it is not taken.
+            instead_of: what was said because it was missing.
+
+        Raises:
+            CanaryError: it does not give the known answers.
+            ModelFileError: it is of another file.
+        """
+        try:
+            if other.file_sha256 != self.file_sha256:
+                raise ModelFileError("the model's file was replaced since it was opened; start again")
+            self._look(other)
+        except BaseException:
+            other.close()
+            raise
+        with self._lock:
+            unwanted = self._closed or self._stopped is not None
+            before = other if unwanted else self._session
+            if not unwanted:
+                self._session = other
+                self._said = tuple(sentence for sentence in self._said if sentence != instead_of)
+        before.close()
+
+    def say_instead(self, before: str, now: str) -> None:
+        """What results have to say from now on in the place of an earlier sentence."""
+        with self._lock:
+            self._said = tuple(now if sentence == before else sentence for sentence in self._said)
+
     def close(self) -> None:
         """Release the network; waits for one that is just being put in its place."""
         with self._lock:
@@ -218,6 +257,10 @@ class GuardedSession:
         return answers, session.backend
 
     def _require_trusted(self) -> None:
+        if os.getpid() != self._process:  # threads, locks held by them and a GPU's state do not come along
+            raise StoppedError(
+                f"{self.card.name} was opened before this process was forked from another one; open it again in this process"
+            )
         if self._stopped is not None:
             raise type(self._stopped)(str(self._stopped))
 

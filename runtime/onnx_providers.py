@@ -182,13 +182,13 @@ def _opened(ort: Any, content: bytes, provider: str, index: int, settings: dict[
 
 
 def session_options(ort: Any, threads: int = 1) -> Any:
-    """Options of every session: `threads` within one `run`, which do not spin between runs."""
+    """Options of every session: `threads` within one `run`, which spin while it lasts and not between runs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Threads that spin between runs take the cores that decoding needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that spin between runs take the cores that decoding needs; those that never spin are woken for every layer.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
+from fundus_rt.models.memory import is_out_of_memory, no_memory_to_open
 from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.graph_contract import card_of, require_contract
@@ -48,7 +50,7 @@ class OnnxRuntimeSession:
 
         Raises:
             BackendUnavailableError: ONNX Runtime is missing, or did not grant the device; the message says why.
-            DeviceMemoryError: the GPU's memory is not enough.
+            DeviceMemoryError: the memory, of the GPU or of the system, is not enough.
             ModelFileError: no ONNX file, one with weights elsewhere, no card in it, or a graph that its card does not describe.
         """
         ort = import_onnxruntime()
@@ -61,6 +63,8 @@ class OnnxRuntimeSession:
         try:
             self._session: Any = ort.InferenceSession(content, options, providers=[CPU])
         except Exception as error:  # ONNX Runtime's own exception types share no base class
+            if is_out_of_memory(error):
+                raise no_memory_to_open(path.name) from error
             raise ModelFileError(
                 f"{path.name} cannot be opened by ONNX Runtime {ort.__version__} ({_first_line(error, path)}); "
                 "expected an .onnx file written by `fundus-rt convert`"
@@ -83,12 +87,13 @@ class OnnxRuntimeSession:
 
     def run(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """Answer a batch, see `fundus_rt.runtime.session.Session.run`."""
-        if self._session is None:
+        session = self._session  # another thread may close this one meanwhile
+        if session is None:
             raise ValueError("this session is closed; open a new one")
         require_input(batch, self.card)
         names = [*self._outputs, "receipt"]
         most = self._most or max(len(batch), 1)
-        parts = [self._values(names, batch[start : start + most]) for start in range(0, len(batch), most)]
+        parts = [self._values(session, names, batch[start : start + most]) for start in range(0, len(batch), most)]
         values = parts[0] if len(parts) == 1 else [np.concatenate(rows) for rows in zip(*parts, strict=True)]
         return checked_answers(batch, dict(zip(names, values, strict=True)), self.card)
 
@@ -96,10 +101,12 @@ class OnnxRuntimeSession:
         """Release the network."""
         self._session = None
 
-    def _values(self, names: list[str], batch: Batch) -> list[NDArray[np.float32]]:
+    def _values(self, session: Any, names: list[str], batch: Batch) -> list[NDArray[np.float32]]:
         try:
-            return self._session.run(names, {"frames": batch})  # type: ignore[no-any-return]
+            return session.run(names, {"frames": batch})  # type: ignore[no-any-return]
         except Exception as error:  # ONNX Runtime's own exception types share no base class
+            if self.provider == CPU and is_out_of_memory(error):
+                raise MemoryError("the memory is not enough for this inference") from error
             if self.provider == CPU:
                 raise
             raise device_failure(error) from error
@@ -114,6 +121,8 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise no_memory_to_open("ONNX Runtime") from error
         raise BackendUnavailableError(
             "ONNX Runtime is not installed; install one of: pip install 'fundus-rt[cpu]', pip install 'fundus-rt[gpu]'"
         ) from error
@@ -125,6 +134,8 @@ def import_onnxruntime() -> Any:
             "ONNX Runtime is only partly there: two of its wheels shared its files, and one was uninstalled. "
             f"{reinstall_command(onnxruntime_wheels())}, or 'fundus-rt[cpu]' without a GPU"
         )
+    if os.name == "nt":  # elsewhere $ORT_DISABLE_TELEMETRY does it, before anything is noted down: see fundus_rt.models
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

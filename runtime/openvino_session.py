@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fundus_rt.models.card import CARD_KEY, ModelCard
 from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
+from fundus_rt.models.memory import is_out_of_memory, no_memory_to_open
 from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.graph_contract import card_of, require_contract
@@ -65,6 +66,8 @@ class OpenVinoSession:
         try:
             compiled = core.compile_model(model, CPU, settings)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise no_memory_to_open(path.name) from error
             raise ModelFileError(
                 f"{path.name} cannot be compiled by OpenVINO {version_of(openvino)} ({_said(error, path)})"
             ) from error
@@ -104,6 +107,8 @@ def import_openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise no_memory_to_open("OpenVINO") from error
         reason = "is not installed" if getattr(error, "name", "") == "openvino" else f"cannot be imported ({error})"
         raise BackendUnavailableError(f"OpenVINO {reason}; install it with pip install 'fundus-rt[openvino]'") from error
     return openvino
@@ -119,6 +124,8 @@ def _read(core: Any, content: bytes, path: Path) -> Any:
     try:
         return core.read_model(content)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise no_memory_to_open(path.name) from error
         raise ModelFileError(
             f"{path.name} cannot be opened by OpenVINO ({_said(error, path)}); expected an .onnx file of `fundus-rt convert`"
         ) from error

@@ -1,15 +1,17 @@
-"""Where rows go: written whole one by one, so that a kill loses none that is finished; continued only where they belong."""
+"""Where rows go: written whole one by one, so that no kill and no power cut loses one; continued only where they belong."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fundus_rt.models.artifacts import sync_folder
 from fundus_rt.models.errors import UsageError
 from fundus_rt.runtime.rows import Row, RowFormat
 
@@ -18,9 +20,15 @@ class RowWriter:
     """Writes rows, and knows those that an earlier run wrote to the same file."""
 
     def __init__(
-        self, stream: BinaryIO, row_format: RowFormat, finished: frozenset[bytes] = frozenset(), failed: int = 0
+        self,
+        stream: BinaryIO,
+        row_format: RowFormat,
+        finished: frozenset[bytes] = frozenset(),
+        failed: int = 0,
+        durable: bool = False,
     ) -> None:
         self._stream = stream
+        self._durable = durable
         self._format = row_format
         self.finished = finished
         """Keys of the rows that the file held already."""
@@ -32,7 +40,7 @@ class RowWriter:
         self._put(self._format.header())
 
     def write(self, row: Row) -> None:
-        """Write one row; it has reached the system, whole, when this returns.
+        """Write one row; when this returns it has reached the system, whole, and in a file the disk.
 
         Raises:
             OSError: the disk is full, or the reader of a pipe has gone.
@@ -45,6 +53,8 @@ class RowWriter:
         while rest:
             rest = rest[self._stream.write(rest) :]
         self._stream.flush()
+        if self._durable:  # a power cut takes what only the system has
+            os.fsync(self._stream.fileno())
 
 
 @contextmanager
@@ -78,6 +88,7 @@ def open_output(path: Path | None, resume: bool, row_format: RowFormat) -> Itera
         raise UsageError(f"output {path} cannot be written ({error.strerror}); give a folder that is writable") from error
     try:
         with _opened(path) as stream:
+            sync_folder(path.parent)
             writer = _continued(stream, path, row_format)
             if stream.tell() == 0:
                 writer.begin()
@@ -119,12 +130,12 @@ def _continued(stream: BinaryIO, path: Path, row_format: RowFormat) -> RowWriter
         reader.seek(end)
         rest = reader.read(4096)
     beginning = row_format.header().encode() if end == 0 and row_format.header() else b'{"file": "'
-    whole_start = rest[: len(beginning)]
+    whole_start = rest.rstrip(b"\0")[: len(beginning)]  # a power cut may leave zeros in the place of what was not written
     if not beginning.startswith(whole_start) and not (end and row_format.header()):
         raise _not_ours(path)
     stream.truncate(end)
     stream.seek(end)
-    return RowWriter(stream, row_format, frozenset(keys), failed)
+    return RowWriter(stream, row_format, frozenset(keys), failed, durable=True)
 
 
 def _rows(reader: Any, path: Path, row_format: RowFormat) -> Iterator[tuple[dict[str, Any], int]]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -27,12 +27,13 @@ from fundus_rt.runtime.answers import Answers
 from fundus_rt.runtime.certification import Certification, accepted_key
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.eye import EyeDecision, require_eye, resolve_eye
-from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view
+from fundus_rt.runtime.field_of_view import FieldOfView, find_field_of_view, mirrored_view
 from fundus_rt.runtime.guarded_session import GuardedSession, open_guarded
 from fundus_rt.runtime.interpret import Prediction, interpret
 from fundus_rt.runtime.preprocess import crop_box, tensor_from_box
 from fundus_rt.runtime.result import EyeResult, Result
 from fundus_rt.runtime.session import BackendInfo, Batch, Box, ModelIdentity, identify_model, resolve_model
+from fundus_rt.runtime.standby import open_beside, open_while_building
 
 Frame = NDArray[np.uint8]
 """uint8 [H, W, 3], BGR, upright as the camera or its EXIF orientation says."""
@@ -70,6 +71,7 @@ class Pipeline:
         provider: str = "auto",
         require_certificate: bool = False,
         certificate_key: str | Path | None = None,
+        build: bool = False,
     ) -> None:
         """Open `model`.
 
@@ -86,6 +88,9 @@ class Pipeline:
             certificate_key: file of a public key; certificates that were not signed with it count as ``none``. None for the file
                 that ``$FUNDUS_RT_CERTIFICATE_KEY`` names, where it is set.
 
+            build: where a GPU has no engine of `model` yet, answer on the CPU and have it built meanwhile, see
+                `fundus_rt.runtime.standby.open_while_building`; `backend` and `provider` are ``auto`` then.
+
         Raises:
             CardError, ModelFileError, BackendUnavailableError: see `open_guarded`.
             CertificateError: a certificate is required and none that passed counts here.
@@ -94,11 +99,13 @@ class Pipeline:
         key = accepted_key(certificate_key)
         self.asked = (backend, device, provider)
         """What the call asked for; `backend` is what computes now."""
-        self._session: GuardedSession = open_guarded(model, backend, device, threads, provider)
+        self._session: GuardedSession = (
+            open_while_building(model, device, threads, key) if build else open_guarded(model, backend, device, threads, provider)
+        )
         self.card: ModelCard = self._session.card
         self.identity: ModelIdentity = identify_model(self._session)
-        engine = self._session.engine_path
-        self._certification = Certification(resolve_model(model), self.identity, self.card, device, engine, key)
+        path, engine = resolve_model(model), lambda: self._session.engine_path
+        self._certification = Certification(path, self.identity, self.card, device, engine, key)
         self._certification.required = require_certificate
         try:
             self._certification.check_at_start(self._session.backend)
@@ -108,7 +115,10 @@ class Pipeline:
         self._buffers = threading.local()
         self.checks = check and not self._mirrors and self.card.name != ACQUISITION
         wanted = self._mirrors or self.checks
-        self._acquisition = open_guarded(ACQUISITION, backend, device, threads, provider) if wanted else None
+        self._acquisition: GuardedSession | None = None
+        if wanted:
+            beside = open_beside(ACQUISITION, device, threads) if build else None
+            self._acquisition = beside or open_guarded(ACQUISITION, backend, device, threads, provider)
 
     @property
     def certificate(self) -> CertificateState:
@@ -217,7 +227,7 @@ class Pipeline:
                 sources["acquisition model"] = self._check(frame, view, tensor)
         decision = resolve_eye(sources)
         eye = EyeResult(decision.value, decision.source, mirrored)
-        shown = _mirror_view(view, frame.shape[1]) if mirrored_by_source else view
+        shown = mirrored_view(view, frame.shape[1]) if mirrored_by_source else view
         return Prepared(tensor, shown, sources, eye, warnings, timing, frame if tensor is None else None, box)
 
     def finish(self, pictures: Sequence[Prepared], batch: Batch | None = None) -> list[Result | EyeError]:
@@ -378,13 +388,6 @@ def _require_frame(frame: Frame) -> Frame:
         got = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ValueError(f"a frame is uint8 [H, W, 3] in BGR, got {got}; convert grey frames with cv2.COLOR_GRAY2BGR")
     return np.ascontiguousarray(frame)
-
-
-def _mirror_view(view: FieldOfView, width: int) -> FieldOfView:
-    """The field of view in the coordinates of the picture as it came, before it was turned back."""
-    swapped = {"left": "right", "right": "left"}
-    cut = tuple(swapped.get(side, side) for side in view.cut)
-    return replace(view, center=(width - 1 - view.center[0], view.center[1]), cut=cut)
 
 
 @contextmanager

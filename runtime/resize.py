@@ -9,12 +9,19 @@ no value. It keeps RGB in four bytes a pixel and copies a numpy array into that 
 Pillow reads them in place as ``RGBX``. Pillow reduces rows first, rounds to grey levels, then columns: the two passes are
 called one after the other, so that black rows above and below the photograph take part in the second one only. It also keeps
 the numbers those of the Pillow that the models were trained with: from version 13 on, `Image.resize` takes the passes in the
-other order where the height shrinks much more than the width (python-pillow/Pillow#9549), which moves values by one.
+other order where the height shrinks much more than the width (python-pillow/Pillow#9549), which moves values by one. And a row
+knows nothing of its neighbours in the first pass, so as many threads as OpenCV may use (``cv2.setNumThreads``) share the rows.
+
+OpenCV hands some calls to what the processor's maker wrote for it, which need not have OpenCV's numbers: with KleidiCV, in the
+arm64 wheels of OpenCV 5.0, ``opencv-linear`` is up to 2 grey levels away in a third of all values. So on first use it is
+looked at, and where it differs the same filter is asked for in a way that no such library takes.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
@@ -43,8 +50,10 @@ OPENCV_FILTERS = {
 PILLOW_NEAREST = ("pillow-nearest", "keras-nearest")
 """Keras' `load_img(target_size=...)` is Pillow's nearest neighbour unless told otherwise."""
 
-_ROWS = 512
-"""Rows that are widened to four bytes a pixel at a time: bounds the memory beside the frame."""
+_LINEAR_SIZES = ((131, 127), (96, 99), (80, 80), (71, 62), (53, 57), (41, 37), (224, 200), (320, 320), (64, 224))
+"""Heights and widths that `opencv_resizes_linear_itself` tries from 160 x 160: reduced by up to 4, enlarged up to 2 times."""
+_ROWS = 256
+"""Rows that a thread widens to four bytes a pixel at a time: bounds the memory beside the frame."""
 
 
 def resize(image: Pixels, size: tuple[int, int], interpolation: str) -> NDArray[Any]:
@@ -77,6 +86,8 @@ def resize_box(image: Pixels, box: Box, size: tuple[int, int], interpolation: st
         return _pillow(image, box, size, PILLOW_FILTERS[interpolation])
     picture = cropped(image, box)
     height, width = size
+    if interpolation == "opencv-linear" and not opencv_resizes_linear_itself():
+        return _opencv_linear(picture, height, width)
     if interpolation in OPENCV_FILTERS:
         return np.asarray(cv2.resize(picture, (width, height), interpolation=OPENCV_FILTERS[interpolation]))
     if interpolation == "tf-bilinear":
@@ -107,16 +118,54 @@ def _pillow(image: Pixels, box: Box, size: tuple[int, int], filter_: Image.Resam
     height, width = size
     rows = image[max(top, 0) : bottom, max(left, 0) : right]
     before = max(-left, 0)
-    wide = np.zeros((min(_ROWS, rows.shape[0]), right - left, 4), np.uint8)
     narrow = Image.new("RGBX", (width, bottom - top))  # a black row stays black in the pass over rows
-    for start in range(0, rows.shape[0], _ROWS):
+
+    def over_rows(start: int) -> Image.Image:
         some = rows[start : start + _ROWS]
-        part = wide[: some.shape[0]]
-        cv2.cvtColor(some, cv2.COLOR_BGR2BGRA, dst=part[:, before : before + some.shape[1]])
-        picture = Image.frombuffer("RGBX", (part.shape[1], part.shape[0]), part, "raw", "RGBX", 0, 1)  # no copy
-        narrow.paste(picture.resize((width, part.shape[0]), filter_), (0, max(-top, 0) + start))
+        wide = np.zeros((some.shape[0], right - left, 4), np.uint8)
+        cv2.cvtColor(some, cv2.COLOR_BGR2BGRA, dst=wide[:, before : before + some.shape[1]])
+        picture = Image.frombuffer("RGBX", (wide.shape[1], wide.shape[0]), wide, "raw", "RGBX", 0, 1)  # no copy
+        return picture.resize((width, wide.shape[0]), filter_)
+
+    starts = range(0, rows.shape[0], _ROWS)
+    threads = min(cv2.getNumThreads(), len(starts))
+    for start, part in zip(starts, _pool(threads).map(over_rows, starts) if threads > 1 else map(over_rows, starts), strict=True):
+        narrow.paste(part, (0, max(-top, 0) + start))
     reduced = np.asarray(narrow.resize((width, height), filter_))
     return np.asarray(cv2.cvtColor(reduced, cv2.COLOR_BGRA2BGR), np.uint8)
+
+
+@functools.lru_cache(maxsize=1)
+def opencv_resizes_linear_itself() -> bool:
+    """Whether this machine's OpenCV has its own numbers for linear on pictures of three channels, by small noisy ones."""
+    picture = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    for height, width in _LINEAR_SIZES:
+        usual = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
+        if not np.array_equal(usual, _opencv_linear(picture, height, width)):
+            return False
+    return True
+
+
+def _opencv_linear(image: Pixels, height: int, width: int) -> Pixels:
+    """OpenCV's own linear filter, whatever library it was built with: the makers' libraries take one to four channels.
+
+    At exactly half of the size OpenCV takes the area filter instead, for up to four channels only.
+    """
+    if image.shape[:2] == (2 * height, 2 * width):
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    wide = np.zeros((*image.shape[:2], 5), np.uint8)
+    wide[..., :3] = image
+    resized = np.asarray(cv2.resize(wide, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.ascontiguousarray(resized[..., :3])
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="resize")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pool without its threads, and would wait for them for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.lru_cache(maxsize=64)

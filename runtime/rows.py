@@ -13,6 +13,11 @@ from fundus_rt.models.card import ModelCard
 
 Row = dict[str, Any]
 
+_CAPTURE_COLUMNS = (
+    "capture.frame", "capture.seconds", "capture.watched_since", "capture.frames_in_burst", "capture.focus",
+    "timing_ms.frame_to_answer",
+)  # fmt: skip
+
 
 class RowFormat(Protocol):
     """How rows look as text."""
@@ -42,9 +47,9 @@ class JsonLines:
 class Csv:
     """Comma-separated values: the JSON object flattened, a column's name being the path of keys, ``outputs.age.value``."""
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelCard, camera: bool = False) -> None:
         self._columns = [
-            "file", "sha256", "error",
+            "file", "sha256", "error", *(_CAPTURE_COLUMNS if camera else ()),
             "model.name", "model.sha256", "model.precision", "model.certificate",
             "backend.name", "backend.device", "backend.version", "backend.provider", "backend.engine_sha256",
             "eye.value", "eye.source", "eye.mirrored",
@@ -100,9 +105,13 @@ class Table:
 
     def line(self, row: Row) -> str:
         name = os.path.basename(row["file"]) or row["file"]
+        if "capture" in row:
+            name = f"{name[:16]} frame {row['capture']['frame']}"
         cells = [name if len(name) <= 28 else "..." + name[-25:], (row["eye"] or {}).get("value") or "-"]
         cells += [self._cell(row["outputs"].get(output.name)) for output in self._card.outputs]
         notes = [warning for warning in row["warnings"] if warning not in self._standing]
+        if "frame_to_answer" in row["timing_ms"]:
+            notes.append(f"{row['timing_ms']['frame_to_answer']:.0f} ms from frame to answer")
         certificate = f"certificate: {row['model']['certificate']}"
         if self._certificate and self._certificate.partition(" (")[0] != certificate:  # another backend answered
             notes.insert(0, certificate)
@@ -122,7 +131,9 @@ class Table:
         return f"{text}  {notes}".rstrip() + "\n"
 
 
-def row_format(name: str, card: ModelCard, standing_warnings: tuple[str, ...], certificate: str = "") -> RowFormat:
+def row_format(
+    name: str, card: ModelCard, standing_warnings: tuple[str, ...], certificate: str = "", camera: bool = False
+) -> RowFormat:
     """The format called ``table``, ``jsonl`` or ``csv``.
 
     Args:
@@ -130,7 +141,8 @@ def row_format(name: str, card: ModelCard, standing_warnings: tuple[str, ...], c
         card: of the model that answers.
         standing_warnings: what every row would repeat.
         certificate: what a table says of it above its rows, as `fundus_rt.models.certificates.CertificateState` puts it.
+        camera: the rows are of a camera: which frame, when, and the time from frame to answer have columns of their own.
     """
     if name == "table":
         return Table(card, standing_warnings, certificate)
-    return Csv(card) if name == "csv" else JsonLines()
+    return Csv(card, camera) if name == "csv" else JsonLines()

@@ -118,7 +118,7 @@ def certified_ways(files: list[ModelFile], threads: int, key: PublicKey | None) 
 def _certified(files: list[ModelFile], threads: int, key: PublicKey | None) -> Iterator[Way]:
     for file in files:
         identity = ModelIdentity(file.card.name, file.sha256, file.precision)
-        known = Certification(file.path, identity, file.card, "cpu", None, key)
+        known = Certification(file.path, identity, file.card, "cpu", lambda: None, key)
         for backend in backends_here():
             if known.state(backend).verdict == PASSED:
                 yield from (Way(file, backend, count) for count in thread_counts(threads))

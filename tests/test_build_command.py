@@ -23,7 +23,7 @@ from fundus_rt.models.engine_cache import EngineCache
 from fundus_rt.models.engines import EngineProfile, record_from_json
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError, UsageError
 from fundus_rt.runtime.commands.build import build
-from tests.conftest import REPOSITORY, Run
+from tests.conftest import REPOSITORY, Run, command
 from tests.engine_graphs import saved, small_network
 from tests.tensorrt_host import host_environment, host_library, importable
 
@@ -121,6 +121,16 @@ def test_the_workspace_follows_the_memory_that_is_free(model: Path, gpu: SimpleN
     with pytest.raises(DeviceMemoryError, match="512 MiB of the GPU's memory are free"):
         called(model, "-o", tmp_path / "b.engine")
     assert not (tmp_path / "b.engine").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits hold on Linux")
+def test_a_build_stays_in_its_memory_limit_and_takes_a_workspace_that_fits(tmp_path: Path) -> None:
+    call = command("build", ACQUISITION, *TARGET, "-o", tmp_path / "a.engine", "--memory-limit", "1GB")
+    variables = {**host_environment(), "FUNDUS_RT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(call, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"workspace at most (\d+) MiB", done.stderr)
+    assert found and 64 <= int(found[1]) < 512, "less than the limit, for the builder itself needs some"
 
 
 def test_a_workspace_that_is_too_small_is_answered_with_the_one_that_is_enough(
@@ -282,7 +292,7 @@ def test_ctrl_c_ends_the_command_cleanly(tmp_path: Path) -> None:
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=120)[1]
-    assert process.returncode == 1 and "Aborted" in rest and "Traceback" not in rest
+    assert process.returncode == 1 and "Aborted" in rest and "Traceback" not in rest, rest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
 
 

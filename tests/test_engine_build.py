@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 
+from fundus_rt.benchmarks.precision.calibration import activation_histograms, ranges_by
 from fundus_rt.converters.engines.engine_build import BuildOptions, engine_from_onnx
 from fundus_rt.converters.engines.engine_lint import lint_onnx
 from fundus_rt.converters.engines.engine_progress import BuildProgress
+from fundus_rt.converters.precision.half_graph import halvable_beside
+from fundus_rt.converters.precision.int8_graph import quantisable
+from fundus_rt.converters.precision.recipe import Recipe, graph_digest, onnx_from_recipe, serialised
 from fundus_rt.converters.shipping import ship
 from fundus_rt.models.engines import EngineProfile, EngineRecord
 from fundus_rt.models.errors import EngineError
@@ -141,6 +145,25 @@ def test_every_precision_is_built_as_the_graph_says_with_and_without_the_frame_h
     else:
         assert facts["shapes"] == {"frames": [(1, 32, 32, 3), (2, 32, 32, 3), (4, 32, 32, 3)]}
         assert facts["types"] == {"frames": "UINT8", "age": "FLOAT", "receipt": "FLOAT"}
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("halves", [False, True], ids=["int8", "mixed"])
+def test_a_recipe_written_for_tensorrt_becomes_an_engine_of_its_precisions(tmp_path: Path, flavour: str, halves: bool) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.quantised_networks import photographs as network_photographs
+    from tests.quantised_networks import shipped
+
+    model, card = shipped(tmp_path / "fp32.onnx")
+    nodes = [name for name in quantisable(model) if name != "three" or not halves]
+    ranges = ranges_by(model, activation_histograms(model, nodes, network_photographs()[:3]), "max")
+    beside = tuple(halvable_beside(model, nodes)) if halves else ()
+    recipe = Recipe(graph_digest(model), tuple(nodes), beside, "tensorrt", ranges)
+    path, asked = tmp_path / "int8.onnx", Asked(host_library(flavour))
+    path.write_bytes(serialised(onnx_from_recipe(model, card, recipe)))
+    assert_whole(built(path, asked.library, tmp_path, EngineProfile((1, 2, 4))), tmp_path)
+    assert {"QUANTIZE", "DEQUANTIZE", "CONVOLUTION"} <= asked.facts["layers"]
+    assert asked.facts["convolutions"] == ({"FLOAT", "HALF"} if halves else {"FLOAT"})
 
 
 @pytest.mark.parametrize("path", BUNDLED, ids=[path.stem for path in BUNDLED])

@@ -193,8 +193,9 @@ def test_too_little_memory_is_said_with_what_to_do(free_gpu: int | None, integra
 
 
 def test_free_memory_is_what_the_system_calls_available(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:    7340032 kB\n")
-    assert free_system_memory(tmp_path / "meminfo") == 7 << 30
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:    7340032 kB\n")
+    assert free_system_memory(tmp_path) == 7 << 30
     with pytest.raises(DeviceMemoryError, match="--workspace"):
         free_system_memory(tmp_path / "missing")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -19,6 +21,7 @@ from fundus_rt.converters.engines.parser_errors import build_failure, parser_fai
 from fundus_rt.converters.engines.timing_cache import keep_timing_cache, timing_cache_path, use_timing_cache
 from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, EngineError
 from fundus_rt.runtime.nvidia.tensorrt_library import TensorRTLibrary
+from tests.conftest import environment
 from tests.engine_graphs import JETPACK, antialiased, key_of, saved, small_network
 
 onnx = pytest.importorskip("onnx")
@@ -82,6 +85,38 @@ def test_ctrl_c_stops_the_library_and_waits_for_it() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_watched(work, tracker, lines.append)
     assert ended and len(lines) == 1 and lines[0].startswith("stopping")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_the_thread_starts_leaves_no_library_alone(when: str) -> None:
+    """In a process of its own, which nothing else of the tests is in when the signal comes."""
+    code = f"""
+import signal, threading, time
+from fundus_rt.converters.engines.engine_progress import ProgressTracker, run_watched
+tracker, ended, honest = ProgressTracker(), threading.Event(), threading.Thread.start
+
+def start(thread):
+    if {when!r} == "before":
+        signal.raise_signal(signal.SIGINT)
+    honest(thread)
+    if {when!r} == "after":
+        signal.raise_signal(signal.SIGINT)
+
+def work():
+    while not tracker.cancelled:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    ended.set()
+
+threading.Thread.start = start
+try:
+    run_watched(work, tracker, lambda line: None)
+except KeyboardInterrupt:
+    print("stopped", ended.is_set())
+"""
+    call = [sys.executable, "-c", code]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    assert done.stdout == "stopped True\n", done.stderr
 
 
 def test_a_line_that_cannot_be_said_stops_the_library_too() -> None:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fundus_rt.models.registry import bundled_file, load_card
 from tests.conftest import DATA, Run, command, environment
 
 
@@ -163,6 +164,22 @@ def test_a_model_that_mirrors_never_guesses(fundus_rt: Run, tiny_age: Path, exam
     said = fundus_rt("infer", examples / "idrid_205.jpg", "--model", tiny_age, "--eye", "left", "--format", "jsonl")
     (wrong,) = rows_of(said.stdout)
     assert said.returncode == 1 and "disagree" in wrong["error"]
+
+
+def test_a_device_that_answers_wrongly_is_told_from_a_photograph_that_cannot_be_answered(
+    fundus_rt: Run, examples: Path, tmp_path: Path
+) -> None:
+    """Status 1 is every day's; whoever watches a device has to hear of the other."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(bundled_file(load_card("acquisition"))))
+    (card,) = [entry for entry in model.metadata_props if "canary" in entry.value]
+    content = json.loads(card.value)
+    content["canary"]["answers"] = {name: rows[::-1] for name, rows in content["canary"]["answers"].items()}
+    card.value = json.dumps(content)
+    (tmp_path / "wrong.onnx").write_bytes(model.SerializeToString())
+    rows = tmp_path / "rows.jsonl"
+    done = fundus_rt("infer", examples, "--model", tmp_path / "wrong.onnx", "--output", rows)
+    assert done.returncode == 3 and "Error: " in done.stderr and not (rows.exists() and rows.read_text())
 
 
 def test_a_list_gives_each_picture_its_eye(fundus_rt: Run, tiny_age: Path, examples: Path, tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ OLDEST = [
 NEWEST = ["numpy", "opencv-python-headless", "onnxruntime", "Pillow", "click", "rich", "filelock"]
 RUNTIME_TESTS = [
     "test_batch.py",
+    "test_camera_film.py",
+    "test_camera_judge.py",
+    "test_camera_reader.py",
     "test_card.py",
     "test_decode.py",
     "test_eye.py",
@@ -81,8 +84,8 @@ def answers(python: str, examples: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu'"
-"""The project's own options for pytest but for those that need pytest-xdist, which is not in that environment."""
+IN_ONE_PROCESS = "--import-mode=importlib -m 'not full and not gpu' -k 'not killed_at_any_moment and not megapixels'"
+"""The project's own options for pytest but for pytest-xdist's, which is not in that environment, less the slowest tests."""
 
 
 QUICK = {"3.10"}

@@ -44,7 +44,9 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
     for room in ("models", "converters", "runtime", "benchmarks"):
         for path in (REPOSITORY / room).rglob("*"):
             relative = path.relative_to(REPOSITORY)
-            wanted = path.suffix in {".py", ".json", ".onnx", ".jpg", ".md", ".cu", ".html", ".css"} or path.name == "py.typed"
+            wanted = (
+                path.suffix in {".py", ".json", ".onnx", ".jpg", ".md", ".cu", ".html", ".css", ".bgr"} or path.name == "py.typed"
+            )
             if wanted and not {"training", "results", "__pycache__"} & set(relative.parts):
                 expected.add(f"fundus_rt/{relative.as_posix()}")
     assert packed == expected
@@ -63,7 +65,7 @@ def test_top_level_is_the_house() -> None:
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
     rooms = {"converters", "runtime", "models", "benchmarks", "tests", "setup.cfg", "README.md"}
     tools = {"pyproject.toml", "CHANGELOG.md", "LICENSE", "NOTICE", ".ci", ".typing", ".gitignore", "noxfile.py", "ruff.toml"}
-    tools.add("deploy")
+    tools |= {"deploy", "docs", "examples"}
     assert rooms <= top
     assert top - rooms <= tools
     assert len((REPOSITORY / "pyproject.toml").read_text().splitlines()) == 3

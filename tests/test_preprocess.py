@@ -91,12 +91,14 @@ SYMMETRIC = [name for name in INTERPOLATIONS if "nearest" not in name and name !
 
 @pytest.mark.parametrize("interpolation", SYMMETRIC)
 def test_mirror_before_or_after_the_resize(interpolation: str) -> None:
-    """Symmetric filters: what differs is the rounding of single coefficients."""
+    """Symmetric filters: what differs is the rounding of single coefficients, which OpenCV's own cubic does more often than the
+    one of Intel's that its wheels for x86-64 have."""
     spec = dataclasses.replace(SPEC, interpolation=interpolation, crop_mode="none")
     after = tensor_from_frame(FRAME, VIEW, spec, mirror=True).astype(float)
     before = tensor_from_frame(np.ascontiguousarray(FRAME[:, ::-1]), VIEW, spec).astype(float)
     difference = np.abs(after - before)
-    assert difference.max() <= 1 and (difference > 0.01).mean() < 0.001
+    share = 0.01 if interpolation == "opencv-cubic" else 0.001
+    assert difference.max() <= 1 and (difference > 0.01).mean() < share
 
 
 def test_mirror_before_or_after_a_filter_that_breaks_ties_to_one_side() -> None:

@@ -86,6 +86,7 @@ def proved(graders: Path) -> tuple[Path, dict[str, Any]]:
     return graders / "proofs", json.loads(kept)
 
 
+@pytest.mark.full
 def test_a_real_network_through_the_whole_table(proved: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     work, record = proved
     (row,) = record["rows"]
@@ -111,6 +112,7 @@ def test_a_real_network_through_the_whole_table(proved: tuple[Path, dict[str, An
     assert str(EXAMPLES) not in json.dumps(record)
 
 
+@pytest.mark.full
 def test_half_precision_is_in_the_graph_and_the_receipt_is_exact(proved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     import onnx
 
@@ -127,6 +129,7 @@ def test_half_precision_is_in_the_graph_and_the_receipt_is_exact(proved: tuple[P
     assert 0 < apart < 0.05 * np.ptp(exact["dr_grade"])
 
 
+@pytest.mark.full
 def test_a_lower_precision_is_held_against_the_originals_answers(proved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     work, record = proved
     rows, held_out = work / "reports" / "resnet-18" / "photographs.jsonl", work / "lists" / "held-out.csv"
@@ -150,6 +153,7 @@ def test_a_lower_precision_is_held_against_the_originals_answers(proved: tuple[P
         compared(half, changed, held_out)
 
 
+@pytest.mark.full
 def test_int8_is_signed_symmetric_and_opens(proved: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     import onnx
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.errors import ModelFileError
-from fundus_rt.models.registry import load_card
+from fundus_rt.models.registry import bundled_file, load_card
 from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.device_check import selftest, selftest_device, selftest_examples, selftest_model
 from fundus_rt.runtime.device_check.selftest import (
@@ -143,8 +144,6 @@ class TestPhotographs:
         """Computed by another implementation of ONNX, in plain NumPy."""
         onnx = pytest.importorskip("onnx")
         from onnx.reference import ReferenceEvaluator
-
-        from fundus_rt.models.registry import bundled_file
 
         card = load_card("acquisition")
         example = next(e for e in selftest_examples.examples() if e.name == "haggstrom_right")
@@ -358,3 +357,7 @@ def test_photographs_resized_on_the_gpu_and_on_the_host(
     assert selftest_model.frames(subject).status == status
     assert selftest_model.latency(subject, 5).figures["gpu_memory_in_use_mb"] > 0
     selftest_model.close_model(subject)
+
+
+def test_the_stored_answers_are_of_the_bundled_file() -> None:
+    assert selftest_examples.reference()["model_sha256"] == sha256_of_file(bundled_file(load_card("acquisition")))

@@ -29,14 +29,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 make.skip_without_timm()
 
 WEIGHTS = DATA / "weights"
-SLOW = (
-    "resnet-50-torchvision",
-    "resnet-50-image-fundus-torchvision-model",
-    "resnet-34",
-    "inception-v3",
-    "densenet-121",
-    "efficientnet-b0-timm",
-)
+SLOW = ("resnet-50", "resnet-34", "inception-v3", "densenet-121", "efficientnet-b0")
 CASES = [pytest.param(c, id=c.name, marks=[pytest.mark.full] if c.name.startswith(SLOW) else []) for c in make_torch.CASES]
 SMALL = next(case for case in make_torch.CASES if case.architecture == "own network")
 NETWORKS = "tests.published_networks"

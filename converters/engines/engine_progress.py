@@ -6,6 +6,7 @@ exception must not pass through the library's callbacks, which would end the pro
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -148,26 +149,44 @@ def run_watched(
             ended.set()
 
     worker = threading.Thread(target=target, name="engine-build", daemon=True)
-    interruption: BaseException | None = None
     stopping_said = False
     said = time.monotonic()
-    worker.start()
-    while not ended.is_set():
-        try:
-            if isinstance(interruption, KeyboardInterrupt) and not stopping_said:
-                stopping_said = True
-                say("stopping: the library ends the step it is in, this can take some seconds")
-            ended.wait(POLL_SECONDS)
-            if show is not None:
-                show(tracker.now())
-            elif time.monotonic() - said >= heartbeat_seconds and not ended.is_set():
-                said = time.monotonic()
-                say(tracker.now().line() + (", stopping" if tracker.cancelled else ""))
+    interruption: BaseException | None = _start(worker)
+    while True:
+        try:  # around the loop, not in it: Ctrl-C between two rounds must not leave the library alone either
+            if interruption is not None:
+                tracker.cancel()
+            while not ended.is_set():
+                if isinstance(interruption, KeyboardInterrupt) and not stopping_said:
+                    stopping_said = True
+                    say("stopping: the library ends the step it is in, this can take some seconds")
+                ended.wait(POLL_SECONDS)
+                if show is not None:
+                    show(tracker.now())
+                elif time.monotonic() - said >= heartbeat_seconds and not ended.is_set():
+                    said = time.monotonic()
+                    say(tracker.now().line() + (", stopping" if tracker.cancelled else ""))
+            break
         except BaseException as error:  # Ctrl-C, or standard error is gone: the library has to stop before anything else
             interruption = interruption or error
-            tracker.cancel()
     if interruption is not None:
         raise interruption
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
+
+
+def _start(worker: threading.Thread) -> KeyboardInterrupt | None:
+    """Start a thread that must not be left alone: a Ctrl-C that comes meanwhile is returned once the thread runs."""
+    came: list[int] = []
+    held = None
+    if threading.current_thread() is threading.main_thread():  # no other thread is ever interrupted
+        held = signal.getsignal(signal.SIGINT)
+    if held is not None:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        worker.start()
+    finally:
+        if held is not None:
+            signal.signal(signal.SIGINT, held)
+    return KeyboardInterrupt() if came else None

@@ -32,8 +32,8 @@ else is 0. Where two weights fall on one pixel they are added. To mirror, write 
     2^-22, halves away from 0. f(x) is ``1 - |x|``; Keys' cubic with a = -0.5; ``sinc(x) * sinc(x / 3)`` for -3 <= x < 3; 1 for
     -0.5 < x <= 0.5; and 0 elsewhere.
 ``pillow-nearest``, ``keras-nearest``, ``tf-nearest``, ``opencv-nearest``
-    The weight 1 at ``j = floor((i + 0.5) * scale)`` (Pillow and Keras in double, TensorFlow in float32), or at
-    ``j = floor(i * (1 / (m / n)))`` (OpenCV, in double); at most n - 1.
+    The weight 1 at ``j = floor((i + 0.5) * scale)`` (TensorFlow, in float32; Pillow and Keras begin with ``0.5 * scale`` and add
+    ``scale`` for each further i, in double), or at ``j = floor(i * (1 / (m / n)))`` (OpenCV, in double); at most n - 1.
 ``opencv-linear``
     ``x = float((i + 0.5) * (1 / (m / n)) - 0.5)``, ``j = floor(x)``, ``s = x - j``. The weights ``1 - s`` at j and ``s`` at j
     + 1, in float32, are multiplied by 2048, rounded to whole numbers (halves to even) and divided by 2048. Pixels clamp to 0

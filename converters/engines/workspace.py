@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fundus_rt.models.errors import DeviceMemoryError
+from fundus_rt.models.memory import available_memory
 
 BUILDER_BYTES_PER_MODEL_BYTE = 5
 """Memory that the builder takes beside the workspace, for each byte of the ONNX file: 1.8 GB for a Swin-B of 350 MB on
@@ -47,16 +48,13 @@ def workspace_limit(model_bytes: int, free_system: int, free_gpu: int | None = N
     return limit
 
 
-def free_system_memory(path: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that new programs can take without swapping: ``MemAvailable`` of Linux.
+def free_system_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process can take without swapping, see `fundus_rt.models.memory.available_memory`.
 
     Raises:
         DeviceMemoryError: the system does not say.
     """
-    try:
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    raise DeviceMemoryError("the system does not say how much memory is free; say it with --workspace MB")
+    free = available_memory(root)
+    if free is None:
+        raise DeviceMemoryError("the system does not say how much memory is free; say it with --workspace MB")
+    return free

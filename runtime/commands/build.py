@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fundus_rt.runtime.commands.computing_options import memory_limit
+
 if TYPE_CHECKING:
     from fundus_rt.converters.engines.engine_build import BuildOptions
     from fundus_rt.converters.engines.engine_progress import BuildProgress
@@ -44,6 +46,7 @@ MIB = 1 << 20
     "--for-compute-capability", "target", metavar="X.Y",
     help="Build for another machine's GPU, with none here; TensorRT-RTX only, needs -o.",
 )  # fmt: skip
+@memory_limit
 @click.option("--log", "log_path", type=click.Path(path_type=Path), metavar="FILE", help="Where all that TensorRT says goes.")
 @click.option("--force", is_flag=True, help="Build even where the engine is there.")
 @click.pass_context

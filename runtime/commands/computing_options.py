@@ -18,6 +18,21 @@ def backend_and_device(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
+def memory_limit(command: Command) -> Command:
+    """Add ``--memory-limit``, which holds from before anything else is done."""
+
+    def limit(context: click.Context, parameter: click.Parameter, text: str | None) -> None:
+        from fundus_rt.models.memory import bytes_from_text, limit_memory
+
+        if text is not None:
+            limit_memory(bytes_from_text(text))
+
+    return click.option(
+        "--memory-limit", metavar="SIZE", callback=limit, is_eager=True, expose_value=False,
+        help="Stay in so much private memory, for example 512MB or 4GB, or say that it is not enough.  [default: none]",
+    )(command)  # fmt: skip
+
+
 def execution_provider(command: Command) -> Command:
     """Add ``--provider``."""
     return click.option(

@@ -7,20 +7,23 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fundus_rt.runtime.commands.computing_options import backend_and_device, execution_provider
+from fundus_rt.runtime.commands.computing_options import backend_and_device, execution_provider, memory_limit
+from fundus_rt.runtime.commands.infer_camera import WatchOptions, answer_camera, camera_options, require_camera_sense
 
 if TYPE_CHECKING:
     from fundus_rt.runtime.batch import Answerer
+    from fundus_rt.runtime.camera.source import CameraSource
     from fundus_rt.runtime.inputs import Item
     from fundus_rt.runtime.output import RowWriter
 
 
 @click.command(short_help="Answer photographs with a model.")
 @click.argument("paths", nargs=-1, metavar="PATH...")
+@camera_options
 @click.option("--list", "list_file", metavar="FILE.csv", help="CSV with a file column and, optionally, an eye column.")
 @click.option("--model", default="acquisition", show_default=True, metavar="NAME|FILE", help="Bundled model or .onnx file.")
 @click.option(
@@ -30,6 +33,12 @@ if TYPE_CHECKING:
 @click.option("--no-check", is_flag=True, help="Do not ask the acquisition model where the eye does not matter. Faster.")
 @backend_and_device
 @execution_provider
+@click.option(
+    "--build-meanwhile", is_flag=True,
+    help="Where the GPU has no engine of the model: answer on the CPU, build it in another process, change over once it is "
+    "certified.",
+)  # fmt: skip
+@memory_limit
 @click.option("--format", "format_name", type=click.Choice(["table", "jsonl", "csv"]), help="Default: by --output, else table.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write rows here, each as soon as it is done.")
 @click.option(
@@ -48,7 +57,9 @@ if TYPE_CHECKING:
 @click.pass_context
 def infer(
     context: click.Context,
+    /,
     paths: tuple[str, ...],
+    camera: str | None,
     list_file: str | None,
     model: str,
     eye: str,
@@ -57,39 +68,51 @@ def infer(
     backend: str,
     device: str,
     provider: str,
+    build_meanwhile: bool,
     format_name: str | None,
     output: Path | None,
     batch: int,
     resume: bool,
     require_certificate: bool,
     certificate_key: Path | None,
+    **watching: Any,
 ) -> None:
-    """Answer photographs: files, folders, globs or DICOM files; one row each.
+    """Answer photographs: files, folders, globs or DICOM files; one row each. Or watch a --camera: one row each captured view.
 
-    Exit status: 0 all answered, 1 some could not be (their rows say why), 2 the call itself is wrong.
+    Exit status: 0 all answered, 1 some could not be (their rows say why), 2 the call itself is wrong, 3 stopped: what computes
+    cannot be trusted, is gone, or has too little memory.
     """
-    from fundus_rt.runtime.batch import Answerer, AnswerOptions
+    from fundus_rt.runtime.batch import Answerer, AnswerOptions, most_workers
     from fundus_rt.runtime.output import open_output
     from fundus_rt.runtime.pipeline import Pipeline
     from fundus_rt.runtime.rows import row_format
-    from fundus_rt.runtime.session import usable_cores
+    from fundus_rt.runtime.session import resolve_model, usable_cores
 
-    _require_sense(paths, list_file, output, resume)
+    watch = WatchOptions(**watching)
+    require_camera_sense(camera, bool(paths or list_file), batch, watch)
+    source = _source(camera, watch.frame_size)
+    _require_sense(paths, list_file, source is not None, output, resume)
+    if build_meanwhile and (device == "cpu" or (backend, provider) != ("auto", "auto")):
+        raise click.UsageError("--build-meanwhile goes with --device cuda:N and chooses backend and provider itself")
     name = format_name or {".jsonl": "jsonl", ".csv": "csv"}.get(output.suffix if output else "", "table")
     if resume and name == "table":
         raise click.UsageError("--resume needs rows that can be read again: use --format jsonl or csv")
-    items, few = _counted(_items(paths, list_file), usable_cores())
-    workers = max(1, min(usable_cores(), few))
+    items, few = _counted(_items(paths, list_file), usable_cores()) if source is None else ([], 1)
+    workers = max(1, min(usable_cores(), few, most_workers(resolve_model(model).stat().st_size)))
     threads = max(1, usable_cores() // workers)
     if (backend, device, provider) == ("auto", "cpu", "auto"):
         model, backend, threads = _fastest_way(model, threads, certificate_key)
     pipeline = Pipeline(
-        model, backend, device, threads, not no_check, provider, require_certificate, certificate_key
+        model, backend, device, threads, not no_check, provider, require_certificate, certificate_key, build_meanwhile
     )  # fmt: skip
     options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
     with open_output(
-        output, resume, row_format(name, pipeline.card, pipeline.standing_warnings, str(pipeline.certificate))
+        output,
+        resume,
+        row_format(name, pipeline.card, pipeline.standing_warnings, str(pipeline.certificate), camera=source is not None),
     ) as writer:
+        if source is not None:
+            context.exit(answer_camera(source, pipeline, threads, options, writer, watch))
         answerer = Answerer(pipeline, options, workers, batch, writer.finished)
         total = (lambda: sum(1 for _ in _items(paths, list_file))) if output or not sys.stdout.isatty() else None
         failed = writer.failed + _write_all(answerer, items, writer, total)
@@ -123,11 +146,17 @@ def _write_all(answerer: Answerer, items: Iterable[Item], writer: RowWriter, tot
     return failed
 
 
-def _require_sense(paths: tuple[str, ...], list_file: str | None, output: Path | None, resume: bool) -> None:
-    if bool(paths) == bool(list_file):
+def _require_sense(paths: tuple[str, ...], list_file: str | None, camera: bool, output: Path | None, resume: bool) -> None:
+    if not camera and bool(paths) == bool(list_file):
         raise click.UsageError("give either PATH... or --list FILE.csv; for example: fundus-rt infer photographs/")
     if resume and output is None:
         raise click.UsageError("--resume goes on with an --output FILE; name it")
+
+
+def _source(camera: str | None, frame_size: str | None) -> CameraSource | None:
+    from fundus_rt.runtime.camera.source import source_from_text
+
+    return None if camera is None else source_from_text(camera, frame_size)
 
 
 def _items(paths: tuple[str, ...], list_file: str | None) -> Iterator[Item]:

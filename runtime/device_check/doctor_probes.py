@@ -11,11 +11,12 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fundus_rt.runtime.device_check.findings import without_names
-from fundus_rt.runtime.device_check.limited_process import run_limited
+from fundus_rt.runtime.device_check.limited_process import run_limited, unnamed_file
 
 Values = Iterator[tuple[str, Any]]
 
@@ -33,15 +34,27 @@ def probed(name: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
     Returns:
         What the probe yielded; ``error`` when it raised, crashed or did not end in time; ``said``, its standard error.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        done = run_limited([sys.executable, "-c", _START, json.dumps(sys.path), name, str(answer)], limit_s)
+    with _answer_file() as (answer, handed_on):
+        done = run_limited([sys.executable, "-c", _START, json.dumps(sys.path), name, str(answer)], limit_s, handed_on)
         values: dict[str, Any] = {}
         if answer.is_file():
             values = json.loads(answer.read_text(encoding="utf-8") or "{}")
     if reason := done.reason(limit_s):
         values.setdefault("error", f"{reason} {_last_line(done.errors)}".strip())
     return {**values, "said": done.errors}
+
+
+@contextmanager
+def _answer_file() -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """A file that a probe can write, and the numbers of open files that it needs for that."""
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except FileNotFoundError:  # nothing at all can be written
+        with unnamed_file() as memory:
+            yield Path(f"/proc/self/fd/{memory.fileno()}"), (memory.fileno(),)
+        return
+    with folder:
+        yield Path(folder.name) / "answer.json", ()
 
 
 def main(name: str, answer: str) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,37 @@ class Finished:
         return f"ended with status {self.status}" if self.status else ""
 
 
-def run_limited(command: Sequence[str], limit_s: float) -> Finished:
+def unnamed_file() -> BinaryIO:
+    """A file without a name that goes when it is closed; in memory where nothing at all can be written, as in a container.
+
+    Raises:
+        FileNotFoundError: nothing can be written, and this system (Windows, macOS) has no files in memory.
+    """
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except FileNotFoundError:
+        if not hasattr(os, "memfd_create"):
+            raise
+        return os.fdopen(os.memfd_create("fundus-rt"), "w+b")
+
+
+def run_limited(command: Sequence[str], limit_s: float, handed_on: Sequence[int] = ()) -> Finished:
     """Run a program without input and wait at most `limit_s` seconds, and two more for it to end when it is killed.
 
     What the program has started itself is killed too. A program that hangs in the system, as with a GPU that stopped answering,
     cannot be killed; then this returns all the same.
 
+    Args:
+        command: the program and its arguments.
+        limit_s: seconds.
+        handed_on: numbers of open files that the program gets under the same numbers.
+
     Raises:
         OSError: the program cannot be started.
     """
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    with unnamed_file() as output, unnamed_file() as errors:
         process = subprocess.Popen(  # files, not pipes: nobody has to wait for a grandchild that keeps a pipe open
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True, pass_fds=handed_on
         )
         status: int | None = None
         try:
