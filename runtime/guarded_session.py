@@ -209,13 +209,7 @@ class GuardedSession:
             CanaryError: it does not give the known answers.
             ModelFileError: it is of another file.
         """
-        try:
-            if other.file_sha256 != self.file_sha256:
-                raise ModelFileError("the model's file was replaced since it was opened; start again")
-            self._look(other)
-        except BaseException:
-            other.close()
-            raise
+        self._admit(other)
         with self._lock:
             unwanted = self._closed or self._stopped is not None
             before = other if unwanted else self._session
@@ -268,6 +262,16 @@ class GuardedSession:
         """Keep the first error that stops this session, without its traceback, which would keep the device's memory in use."""
         self._stopped = self._stopped or type(error)(str(error))
 
+    def _admit(self, other: Session) -> None:
+        """Close another session and raise where it is of another file or does not give the known answers."""
+        try:
+            if other.file_sha256 != self.file_sha256:
+                raise ModelFileError("the model's file was replaced since it was opened; start again")
+            self._look(other)
+        except BaseException:
+            other.close()
+            raise
+
     def _look(self, session: Session) -> None:
         """Ask for the two known pictures, and for drawn frames; `CanaryError` where the answers are not the known ones."""
         problems: list[str] = []
@@ -299,13 +303,7 @@ class GuardedSession:
             failed.close()  # first, for both may share one memory
             try:
                 other = open_other()
-                try:
-                    if other.file_sha256 != self.file_sha256:
-                        raise ModelFileError("the model's file was replaced since it was opened; start again")
-                    self._look(other)
-                except BaseException:
-                    other.close()
-                    raise
+                self._admit(other)
             except CanaryError as wrong:
                 self._stop(wrong)
                 raise
