@@ -42,6 +42,7 @@ RUNTIME_TESTS = [
     "test_preprocess.py",
     "test_resize.py",
     "test_rows.py",
+    "test_vectors.py",
 ]
 SETS = {"3.10": OLDEST, "3.11": NEWEST, "3.12": NEWEST, "3.13": NEWEST}
 
