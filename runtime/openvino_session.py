@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from fundus_rt.runtime.session import BackendInfo, Batch, require_input, usable_
 _TYPES = {"u8": "uint8", "f32": "float32"}
 CPU = "CPU"
 """OpenVINO's name of the device."""
+_cores: dict[int, Any] = {}
+"""By process, for a child that was forked needs one of its own, and its parent's must stay."""
+_making = threading.Lock()
 
 
 class OpenVinoSession:
@@ -50,7 +55,7 @@ class OpenVinoSession:
             raise BackendUnavailableError(f"OpenVINO is used on processors: got device {device!r}, expected cpu")
         openvino = import_openvino()
         streams = max(1, usable_cores() // threads)
-        core = openvino.Core()
+        core = shared_core(openvino)
         content, self.file_sha256 = read_onnx(path)
         model = _read(core, content, path)
         self.card: ModelCard = card_of(_metadata(model), path)
@@ -112,6 +117,20 @@ def import_openvino() -> Any:
         reason = "is not installed" if getattr(error, "name", "") == "openvino" else f"cannot be imported ({error})"
         raise BackendUnavailableError(f"OpenVINO {reason}; install it with pip install 'fundus-rt[openvino]'") from error
     return openvino
+
+
+def shared_core(openvino: Any) -> Any:
+    """The one ``openvino.Core`` of this process, which lives as long as it does.
+
+    Each Core gives the thread that makes it a stack for signals and takes it away when it is released (2026.4,
+    ``SigAltStackSetup``). Of two, the first released frees the stack that the second restores: the next signal that Python
+    handles, such as Ctrl-C, would end the process with a segmentation fault.
+    """
+    process = os.getpid()
+    with _making:
+        if process not in _cores:
+            _cores[process] = openvino.Core()
+        return _cores[process]
 
 
 def version_of(openvino: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from fundus_rt.models.references import reference_path, write_reference
 from fundus_rt.runtime import openvino_session
 from fundus_rt.runtime.openvino_session import OpenVinoSession
 from fundus_rt.runtime.session import open_session
-from tests.conftest import REPOSITORY, Run
+from tests.conftest import REPOSITORY, Run, environment
 from tests.references import acquisition_reference, example_tensors, sex_reference, with_reference
 
 ACQUISITION = REPOSITORY / "models" / "bundled" / "acquisition.onnx"
@@ -138,3 +139,23 @@ def test_a_precision_that_was_not_asked_for_is_refused(tiny_sex: Path, monkeypat
     monkeypatch.setattr(openvino_session, "_require_granted", lambda compiled: require(Granted(compiled)))
     with pytest.raises(BackendUnavailableError, match="computes on CPU in bf16, expected f32 on CPU"):
         OpenVinoSession(tiny_sex)
+
+
+def test_a_signal_after_sessions_were_closed_is_handled(tiny_sex: Path) -> None:
+    """Ctrl-C, once the first of two sessions was closed before the second; in a process of its own, for it may break."""
+    code = f"""
+import gc, signal
+from pathlib import Path
+from fundus_rt.runtime.openvino_session import OpenVinoSession
+first, second = (OpenVinoSession(Path({str(tiny_sex)!r}), threads=count) for count in (1, 2))
+first.close()
+second.close()
+del first, second
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr

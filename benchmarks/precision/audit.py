@@ -13,7 +13,7 @@ from fundus_rt.converters.backends import require
 from fundus_rt.converters.precision.heavy_nodes import multiplications
 from fundus_rt.models.errors import ParityError
 from fundus_rt.runtime.onnx_session import import_onnxruntime
-from fundus_rt.runtime.openvino_session import import_openvino
+from fundus_rt.runtime.openvino_session import import_openvino, shared_core
 
 LEAST_SHARE = 0.95
 """Of the multiplications that a recipe puts into int8, what a backend has to compute so."""
@@ -89,7 +89,7 @@ def _onnxruntime_layers(path: Path) -> set[str]:
 def _openvino_layers(path: Path) -> set[str]:
     """Names of the layers that OpenVINO's runtime model computes on whole numbers of 8 bits."""
     settings = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = import_openvino().Core().compile_model(str(path), "CPU", settings)
+    compiled = shared_core(import_openvino()).compile_model(str(path), "CPU", settings)
     found: set[str] = set()
     for layer in compiled.get_runtime_model().get_ops():
         facts = layer.get_rt_info()

@@ -230,10 +230,9 @@ def _plain_onnxruntime(content: bytes) -> Network:
 
 
 def _plain_openvino(content: bytes) -> Network:
-    from fundus_rt.runtime.openvino_session import import_openvino
+    from fundus_rt.runtime.openvino_session import import_openvino, shared_core
 
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = shared_core(import_openvino())
     compiled = core.compile_model(core.read_model(content), "CPU")
     shape = compiled.inputs[0].get_partial_shape()
     channels_first = shape[1].is_static and shape[1].get_length() == 3
