@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fundus_rt.models.errors import DeviceMemoryError, UsageError
@@ -14,9 +17,13 @@ LEAST_LIMIT = 512 << 20
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 _SAID = re.compile(
     r"bad[_ ]alloc|out of memory|Insufficient memory|Cannot allocate memory|not enough memory|can't start new thread"
-    r"|Failed to allocate memory|failed to map segment",
+    r"|Failed to allocate memory|failed to map segment|\bError -4 while (de)?compressing",  # zlib's Z_MEM_ERROR
     re.IGNORECASE,
 )
+_WORTH_A_CLAIM = 64 << 20
+"""Bytes below which nobody asks whether they are there."""
+_claims = threading.Lock()
+_claimed = 0
 
 
 def bytes_from_text(text: str) -> int:
@@ -81,6 +88,35 @@ def available_memory(root: Path = Path("/")) -> int | None:
     except ImportError:
         pass
     return max(0, min(left))
+
+
+@contextmanager
+def memory_for(needed: int) -> Iterator[None]:
+    """Claim memory for the time within, before it is asked for.
+
+    A control group's limit is no answer to whoever asks for too much: the kernel ends the process. And what a decoder makes of
+    memory that it was refused can look like a damaged file.
+
+    Args:
+        needed: bytes.
+
+    Raises:
+        MemoryError: they are not there, less what others have claimed.
+    """
+    global _claimed
+    if needed < _WORTH_A_CLAIM:
+        yield
+        return
+    with _claims:
+        free = available_memory()
+        if free is not None and free - _claimed < needed:
+            raise MemoryError(f"{needed >> 20} MB are needed, {max(0, free - _claimed) >> 20} MB are free")
+        _claimed += needed
+    try:
+        yield
+    finally:
+        with _claims:
+            _claimed -= needed
 
 
 def is_out_of_memory(error: BaseException) -> bool:

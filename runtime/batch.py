@@ -136,6 +136,8 @@ class Answerer:
             row = empty_row(item.path, None, None, self._pipeline)
             row["error"] = str(error)
             return row, None
+        except MemoryError:
+            return empty_row(item.path, None, None, self._pipeline) | {"error": NO_MEMORY}, None
         digest = sha256_of_bytes(content)
         key = row_key(item, digest, self._pipeline, self._options)
         if bytes.fromhex(key) in self._finished:

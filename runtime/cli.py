@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import warnings
 
 import click
 
+_FOR_NOW = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""Of a disk: what may be otherwise at the next call."""
 _COMMANDS = {
     "infer": "Answer photographs with a model.",
     "convert": "Turn a published checkpoint into a verified .onnx file.",
@@ -52,8 +55,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point: errors of the package become one message on standard error and an exit status other than 0.
 
-    2 where the call itself is wrong, 3 where what computes cannot be trusted, is gone or has too little memory, which whoever
-    watches a device has to tell from the 1 of a photograph that cannot be answered.
+    2 where the call itself is wrong; 3 where what computes cannot be trusted or is gone, or memory or disk are not enough, which
+    whoever watches a device has to tell from the 1 of a photograph that cannot be answered.
     """
     from fundus_rt.models.errors import CameraError, FundusRtError, ParityError, StoppedError
     from fundus_rt.models.memory import is_out_of_memory
@@ -65,7 +68,7 @@ def main() -> None:
         cli(prog_name="fundus-rt")
     except OSError as error:
         click.echo(f"Error: {error.strerror or error}; what was written so far is whole, make room and call again", err=True)
-        sys.exit(2)
+        sys.exit(3 if error.errno in _FOR_NOW else 2)
     except ImportError:
         try:
             require_opencv()
@@ -73,11 +76,11 @@ def main() -> None:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
         raise
-    except (MemoryError, RuntimeError) as error:
+    except FundusRtError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(3 if isinstance(error, StoppedError) else 1 if isinstance(error, (ParityError, CameraError)) else 2)
+    except Exception as error:  # each library has a class of its own for it
         if not is_out_of_memory(error):
             raise
         click.echo("Error: the memory is not enough; what was written so far is whole, allow more and call again", err=True)
         sys.exit(3)
-    except FundusRtError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(3 if isinstance(error, StoppedError) else 1 if isinstance(error, (ParityError, CameraError)) else 2)

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from fundus_rt.models.errors import DecodeError
+from fundus_rt.models.memory import is_out_of_memory, memory_for
 
 Frame = NDArray[np.uint8]
 
@@ -39,6 +40,8 @@ MOST_ASPECT = 8
 """Longest side of a photograph over its shortest: a strip would be padded to a square of many times its size."""
 LEAST_SIDE = 32
 """Least width and height of a frame, pixels: nothing can be seen of a retina in fewer."""
+BYTES_A_PIXEL = 10
+"""At most, while a picture is decoded: Pillow's four, three as bytes, three of the frame; OpenCV takes six."""
 MOST_PIXELS = 89_478_485
 """Most pixels of a frame: Pillow's own limit against decompression bombs (a quarter GiB at 24 bits). The largest fundus
 photographs in use have about 50 megapixels."""
@@ -80,6 +83,7 @@ def decode(content: bytes, name: str = "") -> Decoded:
         DecodeError: empty, not such a file, cut off, damaged, smaller than 32 pixels or larger than 89 megapixels.
         EyeError: two tags of a DICOM file disagree about the eye.
         BackendUnavailableError: a DICOM file and no pydicom, or a transfer syntax without its decoder.
+        MemoryError: there is not the memory for its pixels; nothing is said of the file.
     """
     name = name or "the picture"
     if not content:
@@ -91,9 +95,15 @@ def decode(content: bytes, name: str = "") -> Decoded:
         return Decoded(frame, "dicom", eye=eye, warnings=warnings)
     picture = _opened(content, name)
     require_dimensions(picture.width, picture.height, name)
-    if _FORMATS[str(picture.format)] == "jpeg":
-        return _from_jpeg(content, picture, name)
-    return _from_other(content, picture, name)
+    jpeg = _FORMATS[str(picture.format)] == "jpeg"
+    with memory_for(picture.width * picture.height * BYTES_A_PIXEL):
+        return _from_jpeg(content, picture, name) if jpeg else _from_other(content, picture, name)
+
+
+def no_memory_is_no_damage(error: Exception) -> None:
+    """Raise `MemoryError` where that is what a decoder's error means: it says nothing of the file."""
+    if is_out_of_memory(error):
+        raise MemoryError(str(error)) from error
 
 
 def require_dimensions(width: int, height: int, name: str) -> None:
@@ -119,6 +129,7 @@ def _opened(content: bytes, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DecodeError(f"{name} is too large to be decoded safely ({error}); reduce it first") from error
     except Exception as error:  # plugins raise whatever a broken header led them to
+        no_memory_is_no_damage(error)
         raise DecodeError(
             f"{name} ({len(content)} bytes beginning with {content[:4].hex(' ')}) is not a picture that can be read; "
             "expected JPEG, PNG, TIFF, PPM, BMP or DICOM, whole"
@@ -166,6 +177,7 @@ def _load(picture: Image.Image, name: str) -> None:
     try:
         picture.load()
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error and others, by plugin and damage
+        no_memory_is_no_damage(error)
         raise DecodeError(f"{name} is cut off or damaged ({error}), expected a whole file; copy it again") from error
 
 
@@ -175,6 +187,7 @@ def _bgr(picture: Image.Image, name: str) -> Frame:
     try:
         rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     except Exception as error:
+        no_memory_is_no_damage(error)
         raise DecodeError(f"{name} has the colour mode {picture.mode}, which cannot be converted; save it as RGB") from error
     return np.asarray(cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR), np.uint8)
 
@@ -193,7 +206,8 @@ def _orientation(picture: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where there is none or it is damaged."""
     try:
         value = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the picture itself
+    except Exception as error:  # a damaged EXIF block says nothing about the picture itself
+        no_memory_is_no_damage(error)
         return 1
     return int(value) if value in range(1, 9) else 1
 

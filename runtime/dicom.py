@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.models.errors import BackendUnavailableError, DecodeError, EyeError
+from fundus_rt.models.memory import memory_for
 
 PHOTOGRAPH_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.77.1.5.1": "Ophthalmic Photography 8 Bit",
@@ -67,12 +68,13 @@ def decode_dicom(content: bytes, name: str) -> tuple[NDArray[np.uint8], str | No
         DecodeError: damaged, of another kind than a photograph, or too small or too large.
         EyeError: two tags name different eyes.
     """
-    from fundus_rt.runtime.decode import require_dimensions
+    from fundus_rt.runtime.decode import BYTES_A_PIXEL, no_memory_is_no_damage, require_dimensions
 
     pydicom = _pydicom()
     try:
         dataset = pydicom.dcmread(io.BytesIO(content))
     except Exception as error:  # pydicom raises whatever a broken element led it to
+        no_memory_is_no_damage(error)
         raise DecodeError(f"{name} is a damaged DICOM file ({error}); export it again") from error
     sop_class = str(dataset.get("SOPClassUID", ""))
     if sop_class not in PHOTOGRAPH_CLASSES:
@@ -81,12 +83,14 @@ def decode_dicom(content: bytes, name: str) -> tuple[NDArray[np.uint8], str | No
             f"{name} is DICOM of the kind {kind!r}, expected a photograph (Ophthalmic Photography, VL Photographic "
             "or Secondary Capture); export the fundus photograph"
         )
-    require_dimensions(_number(dataset, "Columns", name), _number(dataset, "Rows", name), name)
+    width, height = _number(dataset, "Columns", name), _number(dataset, "Rows", name)
+    require_dimensions(width, height, name)
     eye, warnings = eye_from_dataset(dataset, name)
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         warnings.append(f"the file holds {frames} frames, the first was taken")
-    return _bgr(_pixels(dataset, name), dataset, name), eye, tuple(warnings)
+    with memory_for(width * height * BYTES_A_PIXEL):
+        return _bgr(_pixels(dataset, name), dataset, name), eye, tuple(warnings)
 
 
 def eye_from_dataset(dataset: Any, name: str) -> tuple[str | None, list[str]]:
@@ -154,6 +158,8 @@ def _number(dataset: Any, tag: str, name: str) -> int:
 
 def _pixels(dataset: Any, name: str) -> NDArray[Any]:
     """The first frame as stored, YBR turned to RGB: [H, W] or [H, W, 3] of the stored type."""
+    from fundus_rt.runtime.decode import no_memory_is_no_damage
+
     pydicom = _pydicom()
     if "PixelData" not in dataset:
         raise DecodeError(f"{name} is DICOM without pixel data; export the fundus photograph")
@@ -163,11 +169,13 @@ def _pixels(dataset: Any, name: str) -> NDArray[Any]:
         plugin = {"decoding_plugin": "pillow"} if baseline else {}
         pixels: NDArray[Any] = pydicom.pixels.pixel_array(dataset, index=0, **plugin)
     except RuntimeError as error:  # pydicom's answer to a transfer syntax without an installed decoder
+        no_memory_is_no_damage(error)
         syntax = dataset.file_meta.TransferSyntaxUID.name
         raise BackendUnavailableError(
             f"{name} is DICOM compressed as {syntax}, which cannot be decoded here ({error}); pip install 'fundus-rt[dicom]'"
         ) from error
     except Exception as error:
+        no_memory_is_no_damage(error)
         raise DecodeError(f"{name} is a damaged DICOM file ({error}); export it again") from error
     return pixels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,16 @@ class OpenVinoSession:
 
 
 def import_openvino() -> Any:
-    """The module ``openvino``.
+    """The module ``openvino``, without its reports to its maker.
+
+    Its wheels bring ``openvino_telemetry`` along, which asks a server of Google and keeps an identity in the home folder whenever
+    OpenVINO is imported.
 
     Raises:
         BackendUnavailableError: it is not installed, or cannot be imported.
     """
     try:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to say that it is not there
         import openvino
     except ImportError as error:
         if is_out_of_memory(error):

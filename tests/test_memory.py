@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from fundus_rt.models.errors import DeviceMemoryError, UsageError
-from fundus_rt.models.memory import available_memory, bytes_from_text, is_out_of_memory
-from fundus_rt.runtime.batch import MODEL_BYTES, WORKER_BYTES, most_workers
+from fundus_rt.models.memory import available_memory, bytes_from_text, is_out_of_memory, memory_for
+from fundus_rt.runtime import Pipeline
+from fundus_rt.runtime.batch import MODEL_BYTES, NO_MEMORY, WORKER_BYTES, Answerer, AnswerOptions, most_workers
+from fundus_rt.runtime.inputs import Item
 from tests.conftest import Run, environment
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is needed on Linux alone")
@@ -91,6 +94,52 @@ def test_pictures_in_work_follow_the_memory(monkeypatch: pytest.MonkeyPatch, fre
     monkeypatch.setattr("fundus_rt.runtime.batch.available_memory", lambda: free)
     model = (GIB - 2 * WORKER_BYTES) // MODEL_BYTES
     assert most_workers(model) == workers
+
+
+def test_memory_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fundus_rt.models.memory.available_memory", lambda: GIB)
+    with memory_for(GIB // 2), memory_for(GIB // 2):
+        with pytest.raises(MemoryError, match="512 MB are needed, 0 MB are free"), memory_for(GIB // 2):
+            pytest.fail("was let in")
+        with memory_for(1 << 20):  # nothing beside the rest of a process
+            pass
+    with memory_for(GIB):
+        pass
+    monkeypatch.setattr("fundus_rt.models.memory.available_memory", lambda: None)
+    with memory_for(1 << 50):  # a system that does not say
+        pass
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "ppm", "bmp", "jpg"])
+@pytest.mark.parametrize("where", ["before", "PIL.ImageFile.ImageFile.load", "PIL.Image.Image.getexif"])
+def test_a_whole_picture_that_finds_no_memory_is_not_called_damaged(
+    format: str, where: str, tmp_path: Path, tiny_sex: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a.{format}"
+    cv2.imwrite(str(path), np.zeros((3000, 4000, 3), np.uint8))
+
+    def refuse(*arguments: object) -> None:
+        raise MemoryError
+
+    with closing(Pipeline(tiny_sex, check=False)) as pipeline, monkeypatch.context() as short:
+        if where == "before":
+            short.setattr("fundus_rt.models.memory.available_memory", lambda: 100 << 20)
+        elif format == "jpg" and where.endswith("load"):
+            short.setattr("cv2.imdecode", refuse)
+        else:
+            short.setattr(where, refuse)
+        (row,) = Answerer(pipeline, AnswerOptions(eye="left"), 1, 1, frozenset()).rows([Item(str(path))])
+    assert row["error"] == NO_MEMORY and row["key"] is None
+
+
+def test_a_file_that_does_not_fit_into_memory_is_a_row(tiny_sex: Path, examples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(item: Item) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr("fundus_rt.runtime.batch.read_item", refuse)
+    with closing(Pipeline(tiny_sex)) as pipeline:
+        (row,) = Answerer(pipeline, AnswerOptions(), 1, 1, frozenset()).rows([Item(str(examples / "chase_01L.jpg"))])
+    assert row["error"] == NO_MEMORY and row["key"] is None
 
 
 @linux

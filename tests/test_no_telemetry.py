@@ -32,6 +32,21 @@ def test_answering_leaves_no_identifier_behind(tmp_path: Path, examples: Path) -
     assert left_in_home(tmp_path / "ours", command("infer", examples / "chase_01L.jpg")) == []
 
 
+def test_openvino_asks_nobody_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its wheels bring a package that asks a server and keeps an identity when OpenVINO is imported."""
+    pytest.importorskip("openvino")
+    code = """
+import sys
+asked = []
+watched = ("urllib.Request", "socket.getaddrinfo", "socket.connect")
+sys.addaudithook(lambda event, arguments: asked.append(event) if event in watched else None)
+from fundus_rt.runtime.openvino_session import import_openvino
+import_openvino()
+sys.exit(" ".join(asked) or 0)
+"""
+    assert left_in_home(tmp_path / "home", [sys.executable, "-c", code]) == []
+
+
 def test_who_wants_it_can_have_it(tmp_path: Path) -> None:
     said = "import fundus_rt.models, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     for asked, expected in ({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0"):

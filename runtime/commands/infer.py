@@ -80,7 +80,7 @@ def infer(
     """Answer photographs: files, folders, globs or DICOM files; one row each. Or watch a --camera: one row each captured view.
 
     Exit status: 0 all answered, 1 some could not be (their rows say why), 2 the call itself is wrong, 3 stopped: what computes
-    cannot be trusted, is gone, or has too little memory.
+    cannot be trusted or is gone, or memory or disk are not enough.
     """
     from fundus_rt.runtime.batch import Answerer, AnswerOptions, most_workers
     from fundus_rt.runtime.output import open_output
