@@ -60,12 +60,8 @@ def row_of(module: str, case: ConversionCase, size: int, speed: bool) -> dict[st
 
 
 def _figures(module: str, case: ConversionCase, size: int, speed: bool, folder: Path) -> dict[str, Any]:
-    card, output, said = folder / "card.json", folder / "converted.onnx", folder / "checkpoint.txt"
-    card.write_text(case.card(size).to_json())
-    this = [sys.executable, "-m", "fundus_rt.benchmarks.conversion_row"]
-    run_measured([*this, "--module", module, "--case", case.name, "--size", str(size), "--folder", str(folder)])
-    checkpoint = said.read_text()
-    options = (["--architecture", case.named] if case.named else []) + (["--trust-pickle"] if case.trust else [])
+    output = folder / "converted.onnx"
+    checkpoint, card, options = made_checkpoint(module, case, size, folder)
     seconds, peak_mb = run_measured([*CONVERT, checkpoint, "--card", str(card), "-o", str(output), *options])
     figures = shipped_figures(output) | {"seconds": round(seconds, 1), "peak_mb": round(peak_mb)}
     if speed:
@@ -74,6 +70,20 @@ def _figures(module: str, case: ConversionCase, size: int, speed: bool, folder: 
         run_measured([*words, "-o", str(measured), *options])
         figures |= json.loads(measured.read_text())
     return figures
+
+
+def made_checkpoint(module: str, case: ConversionCase, size: int, folder: Path) -> tuple[str, Path, list[str]]:
+    """Write a case's checkpoint, in a process of its own, and its card; path, card and what `convert` has to be told besides.
+
+    Raises:
+        RuntimeError: it could not be written; with what was printed.
+    """
+    card = folder / "card.json"
+    card.write_text(case.card(size).to_json())
+    this = [sys.executable, "-m", "fundus_rt.benchmarks.conversion_row"]
+    run_measured([*this, "--module", module, "--case", case.name, "--size", str(size), "--folder", str(folder)])
+    options = (["--architecture", case.named] if case.named else []) + (["--trust-pickle"] if case.trust else [])
+    return (folder / "checkpoint.txt").read_text(), card, options
 
 
 def shipped_figures(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fundus_rt.models.errors import (
     StoppedError,
 )
 from fundus_rt.runtime.answers import Answers
+from fundus_rt.runtime.inherited import never_release_in_a_child
 from fundus_rt.runtime.preprocess import tensor_from_box
 from fundus_rt.runtime.session import ENGINE_SUFFIX, BackendInfo, Batch, Box, FrameSession, Session, open_session, resolve_model
 
@@ -110,6 +111,7 @@ class GuardedSession:
         self._continue_with = continue_with
         self._lock = threading.RLock()
         self._process = os.getpid()
+        never_release_in_a_child(self)
         self._answered = 0
         self._turn = False
         self._closed = False
@@ -224,7 +226,9 @@ class GuardedSession:
             self._said = tuple(now if sentence == before else sentence for sentence in self._said)
 
     def close(self) -> None:
-        """Release the network; waits for one that is just being put in its place."""
+        """Release the network; waits for one that is just being put in its place. Nothing in a forked process."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._closed = True
             self._session.close()
@@ -253,7 +257,8 @@ class GuardedSession:
     def _require_trusted(self) -> None:
         if os.getpid() != self._process:  # threads, locks held by them and a GPU's state do not come along
             raise StoppedError(
-                f"{self.card.name} was opened before this process was forked from another one; open it again in this process"
+                f"{self.card.name} was opened before this process was forked from another one; open it again in this process, "
+                "where the worker starts (gunicorn: in the hook post_fork; multiprocessing: take the start method spawn)"
             )
         if self._stopped is not None:
             raise type(self._stopped)(str(self._stopped))

@@ -19,13 +19,14 @@ from fundus_rt.models.memory import is_out_of_memory, no_memory_to_open
 from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
 from fundus_rt.runtime.graph_contract import card_of, require_contract
+from fundus_rt.runtime.inherited import never_release_in_a_child
 from fundus_rt.runtime.session import BackendInfo, Batch, require_input, usable_cores
 
 _TYPES = {"u8": "uint8", "f32": "float32"}
 CPU = "CPU"
 """OpenVINO's name of the device."""
 _cores: dict[int, Any] = {}
-"""By process, for a child that was forked needs one of its own, and its parent's must stay."""
+"""By process."""
 _making = threading.Lock()
 
 
@@ -131,10 +132,11 @@ def shared_core(openvino: Any) -> Any:
     ``SigAltStackSetup``). Of two, the first released frees the stack that the second restores: the next signal that Python
     handles, such as Ctrl-C, would end the process with a segmentation fault.
     """
-    process = os.getpid()
+    process = os.getpid()  # a forked process makes one of its own
     with _making:
         if process not in _cores:
             _cores[process] = openvino.Core()
+            never_release_in_a_child(_cores[process])
         return _cores[process]
 
 
