@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from fundus_rt.models.certificates import PASSED
-from fundus_rt.models.errors import EngineMissingError, UsageError
+from fundus_rt.models.errors import DeviceLostError, DeviceMemoryError, EngineMissingError, UsageError
 from fundus_rt.models.references import reference_path
 from fundus_rt.models.signatures import PublicKey
 from fundus_rt.runtime.certification import Certification
@@ -58,6 +58,9 @@ def open_while_building(
     except EngineMissingError:
         waiting = f"the engine for {device} is being built: answered on the CPU until it is certified"
         guarded = GuardedSession(on_cpu(), continue_with=on_cpu, said=(waiting,))
+    except (DeviceLostError, DeviceMemoryError) as error:  # no device to build on either
+        why = f"TensorRT on {device} failed ({' '.join(str(error).split())}): answered on the CPU"
+        return GuardedSession(on_cpu(), said=(why,))
     work = _Build(path, device, key, guarded, waiting)
     threading.Thread(target=work.run, name="engine build", daemon=True).start()
     return guarded
@@ -67,7 +70,7 @@ def open_beside(model: str, device: str, threads: int | None) -> GuardedSession:
     """Open a small model that looks on: on the GPU where its engine is there, else on the CPU, and nothing is said of it."""
     try:
         return GuardedSession(open_session(model, "tensorrt", device))
-    except EngineMissingError:
+    except (EngineMissingError, DeviceLostError, DeviceMemoryError):
         return open_guarded(model, "onnxruntime", "cpu", threads)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -257,3 +258,57 @@ def test_a_url_that_cannot_be_read_is_not_quoted() -> None:
     with pytest.raises(UsageError) as error:
         source_from_text("rtsp://nurse:secret@host:port/x")
     assert "secret" not in str(error.value) and "rtsp://host:554" in str(error.value)
+
+
+def test_a_camera_that_finds_no_memory_is_not_sent_to_its_cable() -> None:
+    def short() -> None:
+        raise MemoryError
+
+    said: list[str] = []
+    found = taken(reader_of(FakeCamera([*pictures(1), pause(0.2), short]), said))
+    assert sum(frame is not None for frame in found) == 1
+    assert "camera:0 found not enough memory for its pictures; waiting for it. Close other programs" in said[0]
+    assert not any("cable" in sentence for sentence in said)
+
+
+def test_a_film_that_finds_no_memory_is_not_called_cut_off(
+    tmp_path: Path, examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = tmp_path / "film.avi"
+    write_film(film, (frame for _, frame in frames_of([Scene("sharp", 3)], examples)))
+    monkeypatch.setattr("fundus_rt.models.memory._WORTH_A_CLAIM", 0)
+    monkeypatch.setattr("fundus_rt.models.memory.available_memory", lambda: 1000)
+    said: list[str] = []
+    with pytest.raises(CameraError, match=r"film.avi found not enough memory for its pictures; close other programs"):
+        list(FrameReader(source_from_text(str(film)), said.append, True).frames())
+    assert said == []
+
+
+def test_a_frame_that_finds_no_memory_to_be_judged_is_left_out_and_the_watch_goes_on(examples: Path) -> None:
+    frames = [frame for _, frame in frames_of([Scene("sharp", 12)], examples)]
+    honest, calls = Pipeline(), itertools.count()
+
+    class Short:
+        """The acquisition model on a device whose memory comes and goes."""
+
+        def __call__(self, *arguments: object) -> object:
+            if next(calls) in (1, 2):
+                raise cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 48 bytes")
+            return honest(*arguments)  # type: ignore[arg-type]
+
+    said: list[str] = []
+    reader = reader_of(FakeCamera(paced(frames, 0.1)), [], read=5.0)
+    answerer = CameraAnswerer(
+        "camera:0",
+        reader,
+        FrameJudge(Short()),
+        honest,
+        AnswerOptions(),
+        lambda advice: said.append(advice.words),  # type: ignore[arg-type]
+    )
+    rows = []
+    with pytest.raises(CameraError, match="did not come back"):
+        for row in answerer.rows():
+            rows.append(row)
+    assert len(rows) == 1 and rows[0]["error"] is None and rows[0]["capture"]["frame"] >= 3
+    assert next(calls) > 8

@@ -17,10 +17,18 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from fundus_rt.models.artifacts import atomic_path
-from fundus_rt.models.errors import CertificateError, UsageError
+from fundus_rt.models.errors import (
+    BackendUnavailableError,
+    CertificateError,
+    DeviceLostError,
+    DeviceMemoryError,
+    UsageError,
+)
 from fundus_rt.models.references import reference_path
 from fundus_rt.runtime import standby
 from fundus_rt.runtime.certify import certify
+from fundus_rt.runtime.commands import infer_camera
+from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.pipeline import Pipeline
 from tests.conftest import REPOSITORY, environment
 from tests.fake_engines import FakeMachine, cache_engine
@@ -235,3 +243,43 @@ def test_the_command_says_what_does_not_go_together(model: Path) -> None:
     for words in (["--build-meanwhile"], ["--build-meanwhile", "--device", "cuda:0", "--backend", "tensorrt"]):
         done = subprocess.run([*call, *words], capture_output=True, text=True, env={**os.environ, **environment()}, check=False)
         assert done.returncode == 2 and "--build-meanwhile goes with --device cuda:N" in done.stderr
+
+
+@pytest.mark.parametrize("error", [DeviceLostError, DeviceMemoryError])
+def test_a_gpu_that_is_lost_or_full_from_the_start_leaves_it_to_the_cpu(
+    model: Path, build: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    honest = standby.open_session
+
+    def on_a_broken_gpu(name: Any, backend: str, *arguments: Any) -> Any:
+        if backend == "tensorrt":
+            raise error("the GPU has gone")
+        return honest(name, backend, *arguments)
+
+    monkeypatch.setattr(standby, "open_session", on_a_broken_gpu)
+    pipeline = Pipeline(model, device="cuda:0", build=True)  # with the acquisition model beside it
+    found = pipeline(decode((REPOSITORY / "models/examples/chase_01L.jpg").read_bytes()).frame)
+    assert found.backend.device == "cpu"
+    assert any("TensorRT on cuda:0 failed (the GPU has gone): answered on the CPU" in said for said in found.warnings)
+    pipeline.close()
+    ends(build)
+
+
+def test_the_camera_is_watched_from_the_cpu_where_the_acquisition_model_has_no_engine(
+    model: Path, build: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = opened(model)
+
+    def nothing_there(name: Any, backend: str, device: str, *arguments: Any, **options: Any) -> Any:
+        if device == "cuda:0":
+            raise BackendUnavailableError("nothing computes on cuda:0")
+        return Pipeline(name, backend, device, *arguments, **options)
+
+    monkeypatch.setattr("fundus_rt.runtime.pipeline.Pipeline", nothing_there)
+    with pytest.raises(BackendUnavailableError, match="nothing computes"):
+        infer_camera._judging(pipeline, 1, False)
+    judging = infer_camera._judging(pipeline, 1, True)
+    assert judging.backend.device == "cpu" and judging.card.name == "acquisition"
+    judging.close()
+    pipeline.close()
+    ends(build)

@@ -96,7 +96,7 @@ def one_model(device: Arm64, name: str, path: Path | None) -> dict[str, Any]:
 
 def card_of(path: Path | None) -> ModelCard:
     """The card of a model's file."""
-    pipeline = Pipeline("acquisition" if path is None else path, check=False)
+    pipeline = Pipeline("acquisition" if path is None else path, backend="onnxruntime", check=False)
     pipeline.close()
     return pipeline.card
 

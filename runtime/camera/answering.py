@@ -8,9 +8,11 @@ from datetime import datetime, timezone
 
 from fundus_rt.models.artifacts import sha256_of_bytes
 from fundus_rt.models.errors import StoppedError
+from fundus_rt.models.memory import is_out_of_memory
 from fundus_rt.runtime.batch import AnswerOptions, Row, empty_row, failure
 from fundus_rt.runtime.camera.burst import Advice, Burst, BurstCollector
-from fundus_rt.runtime.camera.judge import FrameJudge
+from fundus_rt.runtime.camera.connection import CameraFrame
+from fundus_rt.runtime.camera.judge import FrameJudge, FrameQuality
 from fundus_rt.runtime.camera.reader import FrameReader
 from fundus_rt.runtime.pipeline import Pipeline
 
@@ -56,7 +58,7 @@ class CameraAnswerer:
                 if frame is None:
                     self._collector.lost()
                     continue
-                advice, burst = self._collector.add(frame, self._judge(frame))
+                advice, burst = self._collector.add(frame, self._judged(frame))
                 if burst is not None:
                     yield self._answered(burst)
                 else:
@@ -66,6 +68,16 @@ class CameraAnswerer:
                 yield self._answered(burst)
         finally:
             self._reader.close()
+
+    def _judged(self, frame: CameraFrame) -> FrameQuality:
+        try:
+            return self._judge(frame)
+        except StoppedError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return FrameQuality(False, "not enough memory to look at the picture: close other programs, or allow more")
 
     def _answered(self, burst: Burst) -> Row:
         frame = burst.frame

@@ -16,10 +16,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fundus_rt.models.memory import is_out_of_memory, memory_for
 from fundus_rt.runtime.camera.source import Capture
+from fundus_rt.runtime.decode import BYTES_A_PIXEL, MOST_PIXELS
 
 ROW_STEP = 4
 """Every such row, and of it every such pixel, is compared with the frame before."""
+NO_MEMORY = "found not enough memory for its pictures"
+"""Why a connection is over."""
 _STALE = 1.0
 """Seconds after which a frame that nobody took is no live picture any more."""
 _USUAL_RATE = 25.0
@@ -130,7 +134,7 @@ class Connection:
             if capture.isOpened():
                 reason = self._read_all(capture)
         except Exception as error:  # whatever a driver or OpenCV raises, the source is lost; its text may hold a URL
-            reason = f"failed inside of OpenCV ({type(error).__name__})"
+            reason = NO_MEMORY if is_out_of_memory(error) else f"failed inside of OpenCV ({type(error).__name__})"
         finally:
             if capture is not None:
                 capture.release()
@@ -142,9 +146,12 @@ class Connection:
         rate = capture.get(cv2.CAP_PROP_FPS)
         rate = rate if 1 <= rate <= 1000 else _USUAL_RATE
         self.announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        size = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        needed = int(size) * BYTES_A_PIXEL if 0 < size < MOST_PIXELS else 0  # drivers say what they like
         first, start = self.next_number, time.monotonic()
         while True:
-            good, pixels = capture.read()
+            with memory_for(needed):  # what a decoder makes of memory that it was refused looks like the end of a film
+                good, pixels = capture.read()
             if not good or pixels is None:
                 return "gives no more frames" if self.next_number > first else "cannot be read"
             index = self.next_number - first

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from fundus_rt.models.errors import CameraError
-from fundus_rt.runtime.camera.connection import CameraFrame, Connection, Timeouts
+from fundus_rt.runtime.camera.connection import NO_MEMORY, CameraFrame, Connection, Timeouts
 from fundus_rt.runtime.camera.source import CameraSource, Capture, open_source
 
 PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before a lost source is tried again; the last one is repeated."""
+_ALLOW_MORE = "close other programs, allow more (--memory-limit, or the limit of the service), or take smaller pictures"
 _MOST_HANGING = 4
 """Threads that may hang in a driver before no further one is started."""
 _SAY_AGAIN = 30.0
@@ -118,6 +119,8 @@ class FrameReader:
         time.sleep(pause)
 
     def _require_read_film(self, connection: Connection) -> None:
+        if connection.over == NO_MEMORY:
+            raise CameraError(f"the film {self._source.name} {NO_MEMORY}; {_ALLOW_MORE}")
         if connection.hung or connection.next_number == 0:
             raise CameraError(
                 f"the film {self._source.name} {connection.over}; expected a film that this OpenCV reads, such as an .mp4 or an "
@@ -130,6 +133,8 @@ class FrameReader:
             )
 
     def _hint(self) -> str:
+        if self._current is not None and self._current.over == NO_MEMORY:
+            return f"{_ALLOW_MORE[0].upper()}{_ALLOW_MORE[1:]}."
         return {
             "device": "Look at its cable and its number (ls /dev/video*), and that no other program uses it.",
             "stream": "Look at the network, the camera, and the user and password in its URL.",

@@ -112,7 +112,7 @@ def infer(
         row_format(name, pipeline.card, pipeline.standing_warnings, str(pipeline.certificate), camera=source is not None),
     ) as writer:
         if source is not None:
-            context.exit(answer_camera(source, pipeline, threads, options, writer, watch))
+            context.exit(answer_camera(source, pipeline, threads, options, writer, watch, build_meanwhile))
         answerer = Answerer(pipeline, options, workers, batch, writer.finished)
         total = (lambda: sum(1 for _ in _items(paths, list_file))) if output or not sys.stdout.isatty() else None
         failed = writer.failed + _write_all(answerer, items, writer, total)

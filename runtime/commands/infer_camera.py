@@ -66,8 +66,9 @@ def require_camera_sense(camera: str | None, files: bool, batch: int, watch: Wat
 
 
 def answer_camera(
-    source: CameraSource, pipeline: Pipeline, threads: int, options: AnswerOptions, writer: RowWriter, watch: WatchOptions
-) -> int:
+    source: CameraSource, pipeline: Pipeline, threads: int, options: AnswerOptions, writer: RowWriter, watch: WatchOptions,
+    build_meanwhile: bool = False,
+) -> int:  # fmt: skip
     """Write a row for each captured view until there are enough, a film ends, or Ctrl-C.
 
     Returns:
@@ -78,13 +79,10 @@ def answer_camera(
     from fundus_rt.runtime.camera.judge import FrameJudge
     from fundus_rt.runtime.camera.reader import FrameReader
     from fundus_rt.runtime.camera.source import silence_opencv
-    from fundus_rt.runtime.pipeline import ACQUISITION, Pipeline
+    from fundus_rt.runtime.pipeline import ACQUISITION
 
     silence_opencv()
-    backend, device, provider = pipeline.asked
-    judging = (
-        pipeline if pipeline.card.name == ACQUISITION else Pipeline(ACQUISITION, backend, device, threads, provider=provider)
-    )
+    judging = pipeline if pipeline.card.name == ACQUISITION else _judging(pipeline, threads, build_meanwhile)
     eye_needed = pipeline.card.laterality == "mirror-left"
     judge = FrameJudge(judging, options.eye, eye_needed, options.mirrored_by_source, watch.any_framing, watch.any_quality)
     reader = FrameReader(
@@ -92,6 +90,21 @@ def answer_camera(
     )
     answerer = CameraAnswerer(source.name, reader, judge, pipeline, options, _tell)
     return _write_captures(answerer, writer, watch.captures, source)
+
+
+def _judging(pipeline: Pipeline, threads: int, build_meanwhile: bool) -> Pipeline:
+    """The acquisition model where the other one computes; on the CPU where its engine is missing and nobody need wait for one."""
+    from fundus_rt.models.errors import BackendUnavailableError, EngineMissingError
+    from fundus_rt.runtime.pipeline import ACQUISITION, Pipeline
+
+    backend, device, provider = pipeline.asked
+    try:
+        return Pipeline(ACQUISITION, backend, device, threads, provider=provider)
+    except (BackendUnavailableError, EngineMissingError):
+        if not build_meanwhile:
+            raise
+    click.echo(f"the acquisition model, which looks at the frames, computes on the CPU: {device} has no engine of it", err=True)
+    return Pipeline(ACQUISITION, "onnxruntime", "cpu", threads)
 
 
 def _tell(advice: Advice) -> None:
