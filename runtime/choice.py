@@ -14,7 +14,7 @@ from pathlib import Path
 from fundus_rt.models.artifacts import atomic_path, sha256_of_bytes
 from fundus_rt.models.cache_folder import cache_folders, trusted_writable_folder, why_untrusted
 from fundus_rt.models.canary import canary_picture
-from fundus_rt.models.errors import BackendUnavailableError, UsageError
+from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError, UsageError
 from fundus_rt.models.registry import BUNDLED_FOLDER
 from fundus_rt.models.signatures import PublicKey
 from fundus_rt.runtime.device_kind import device_kind
@@ -24,10 +24,12 @@ from fundus_rt.runtime.ways import Say, Way, certified_ways, files_of_model, may
 
 FORMAT = 1
 """Of what is remembered; counts up when it is measured otherwise."""
-SHORT_S = 0.5
-"""Seconds of answering for each way in the measurement that `chosen_way` makes by itself."""
+SHORT_S = 0.25
+"""Seconds of answering for each way in each of the two blocks that `chosen_way` measures by itself."""
 LEAST_ANSWERS = 5
 """Of each worker in one block."""
+_LONGEST_S = 3600.0
+"""No answer takes as long; what is kept is damaged."""
 WORTH = 1.05
 """How many times as fast a way has to be to be taken before one that comes earlier in the list."""
 
@@ -63,7 +65,7 @@ def chosen_way(
     """The fastest certified way to compute a model on this processor.
 
     Where nothing is certified, it is the file that was asked for on ONNX Runtime. Where one way is certified, it is that one.
-    Where several are, they are measured for half a second each, unless the outcome is remembered for these very files,
+    Where several are, they are measured for half a second each, in turns, unless the outcome is remembered for these very files,
     certificates, versions, threads and this kind of device.
 
     Args:
@@ -86,9 +88,16 @@ def chosen_way(
     known = remembered(ways, threads)
     if known is None:
         say(f"{len(ways)} ways to compute {path.name} are certified here; measuring which is the fastest, once")
-        known = measure(ways, SHORT_S, 1)
+        known = measure(ways, SHORT_S, 2, say=say)
         remember(known, threads, say)
     return fastest(known)
+
+
+def after(failed: Choice) -> Choice | None:
+    """The fastest of the ways that were measured beside one that cannot be opened now; None where there is none."""
+    gone = (failed.model, failed.backend, failed.threads)
+    left = [one for one in failed.measured if (one.way.file.path, one.way.backend.name, one.way.threads) != gone]
+    return fastest(left) if left else None
 
 
 def fastest(measured: Sequence[Measured]) -> Choice:
@@ -100,28 +109,42 @@ def fastest(measured: Sequence[Measured]) -> Choice:
     others = "; ".join(
         f"{other.way} takes {other.seconds / chosen.seconds:.2f} times as long" for other in measured if other is not chosen
     )
-    reason = f"{chosen.seconds * 1e3:.3g} ms an answer; of the other certified ways {others}"
+    reason = f"{chosen.seconds * 1e3:.3g} ms an answer"
+    reason += f"; of the other certified ways {others}" if others else "; no other certified way can be opened"
     return _choice(chosen.way, reason, tuple(measured))
 
 
 def measure(
-    ways: Sequence[Way], seconds: float, blocks: int, show: Callable[[int, int], None] = lambda done, of: None
+    ways: Sequence[Way],
+    seconds: float,
+    blocks: int,
+    show: Callable[[int, int], None] = lambda done, of: None,
+    say: Say = lambda sentence: None,
 ) -> list[Measured]:
     """Measure ways in turns; in every second block in the opposite order. One at a time is open.
+
+    A way that cannot be opened here is left out, and it is said why.
 
     Args:
         ways: of one model.
         seconds: of answering in one block.
         blocks: of each way.
         show: told how many blocks of how many are done.
+        say: told what is left out.
 
     Raises:
-        FundusRtError: as `open_guarded` and `Session.run`.
+        FundusRtError: as `Session.run`, and as `open_guarded` where no way can be opened.
     """
     found: dict[Way, list[float]] = {way: [] for way in ways}
     for block in range(blocks):
-        for place, way in enumerate(ways if block % 2 == 0 else reversed(ways)):
-            found[way].append(_block(way, seconds))
+        for place, way in enumerate(list(found) if block % 2 == 0 else list(reversed(found))):
+            try:
+                found[way].append(_block(way, seconds))
+            except (BackendUnavailableError, DeviceMemoryError) as error:
+                del found[way]
+                if not found:
+                    raise
+                say(f"{way} is left out: {error}")
             show(block * len(ways) + place + 1, blocks * len(ways))
     return [Measured(way, statistics.median(times)) for way, times in found.items()]
 
@@ -134,7 +157,7 @@ def remembered(ways: Sequence[Way], threads: int) -> list[Measured] | None:
             if not path.is_file() or why_untrusted(folder) is not None:
                 continue
             times = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-            if len(times) == len(ways) and all(isinstance(value, float) and value > 0 for value in times):
+            if len(times) == len(ways) and all(isinstance(value, float) and 0 < value < _LONGEST_S for value in times):
                 return [Measured(way, value) for way, value in zip(ways, times, strict=True)]
         except (OSError, ValueError, KeyError, TypeError):
             continue

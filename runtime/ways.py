@@ -46,7 +46,7 @@ class Way:
 
     def __str__(self) -> str:
         name = BACKEND_NAMES.get(self.backend.name, self.backend.name)
-        return f"{name}, {self.file.precision}, {self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.file.path.name} on {name}, {self.file.precision}, {self.threads} thread{'s' * (self.threads != 1)}"
 
 
 def may_be_certified(path: Path) -> bool:

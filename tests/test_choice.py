@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ pytest.importorskip("openvino")
 from fundus_rt.models.artifacts import sha256_of_file
 from fundus_rt.models.card import CARD_KEY, card_from_json
 from fundus_rt.models.certificate_store import certificate_path
+from fundus_rt.models.errors import BackendUnavailableError
 from fundus_rt.models.references import reference_path, write_reference
 from fundus_rt.runtime import choice
 from fundus_rt.runtime.certify import certify
 from fundus_rt.runtime.choice import Measured, chosen_way, fastest
+from fundus_rt.runtime.commands import infer
+from fundus_rt.runtime.openvino_session import OpenVinoSession
 from fundus_rt.runtime.ways import Way, backends_here, certified_ways, files_of_model, thread_counts
 from tests.conftest import Run
 from tests.references import CHECKPOINT, sex_reference
@@ -165,13 +169,50 @@ class TestChoice:
         opened = slow(monkeypatch, lambda file, backend: backend == "onnxruntime")
         said: list[str] = []
         found = chosen_way(model, 1, say=said.append)
-        assert found.backend == "openvino" and opened == ["onnxruntime", "openvino"] and "measuring" in said[0]
-        assert found.reason.startswith("OpenVINO, fp32, 1 thread: ") and "ONNX Runtime, fp32, 1 thread takes" in found.reason
-        assert chosen_way(model, 1) == found and len(opened) == 2
+        assert found.backend == "openvino" and opened == ["onnxruntime", "openvino", "openvino", "onnxruntime"]
+        assert "measuring" in said[0]
+        assert (
+            found.reason.startswith("sex.onnx on OpenVINO, fp32, 1 thread: ")
+            and "sex.onnx on ONNX Runtime, fp32, 1 thread takes" in found.reason
+        )
+        assert chosen_way(model, 1) == found and len(opened) == 4
         (kept,) = (cache / "choices").iterdir()
         assert "sex" not in kept.read_text() and str(model.parent) not in kept.read_text()
-        kept.write_text(kept.read_text()[:-40])
-        assert chosen_way(model, 1).backend == "openvino" and len(opened) == 4
+        damaged = [kept.read_text()[:-40], re.sub(r'"seconds": \[[^]]*\]', '"seconds": [1e-9, 1e999]', kept.read_text())]
+        for count, content in enumerate(damaged, 1):
+            kept.write_text(content)
+            assert chosen_way(model, 1).backend == "openvino" and len(opened) == 4 + 4 * count
+
+    def test_a_way_that_cannot_be_opened_is_left_out(self, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        certified(model, "onnxruntime", "openvino")
+        honest = choice.open_guarded
+
+        def without_openvino(file: Path, backend: str, *arguments: Any) -> Any:
+            if backend == "openvino":
+                raise BackendUnavailableError("OpenVINO cannot be imported")
+            return honest(file, backend, *arguments)
+
+        monkeypatch.setattr(choice, "open_guarded", without_openvino)
+        said: list[str] = []
+        found = chosen_way(model, 1, say=said.append)
+        assert found.backend == "onnxruntime" and "no other certified way can be opened" in found.reason
+        assert said[-1] == "sex.onnx on OpenVINO, fp32, 1 thread is left out: OpenVINO cannot be imported"
+
+    def test_one_that_was_chosen_and_cannot_be_opened_now_gives_way_to_the_next(
+        self, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        certified(model, "onnxruntime", "openvino")
+        with monkeypatch.context() as measured:
+            slow(measured, lambda file, backend: backend == "onnxruntime")
+            assert chosen_way(model, 1).backend == "openvino"
+
+        def gone(*arguments: Any) -> None:
+            raise BackendUnavailableError("OpenVINO cannot be imported")
+
+        monkeypatch.setattr(OpenVinoSession, "__init__", gone)
+        found, threads = infer._opened_fastest(str(model), 1, False, {"require_certificate": True, "certificate_key": None})
+        assert found.backend.name == "onnxruntime" and threads == 1
+        found.close()
 
     @pytest.mark.parametrize("what", ["threads", "cores", "version", "file", "device"])
     def test_what_it_depends_on(self, model: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
@@ -188,7 +229,7 @@ class TestChoice:
         elif what == "cores":
             monkeypatch.setattr(choice, "usable_cores", lambda: 3)
         chosen_way(model, 2 if what == "threads" else 1)
-        assert len(opened) == 4
+        assert len(opened) == 8
 
     def test_where_nothing_can_be_remembered_it_is_said(self, model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         certified(model, "onnxruntime", "openvino")

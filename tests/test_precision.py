@@ -13,7 +13,7 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from fundus_rt.benchmarks.precision.audit import audited  # noqa: E402
+from fundus_rt.benchmarks.precision.audit import Audit, audited  # noqa: E402
 from fundus_rt.benchmarks.precision.calibration import activation_histograms, ranges_by  # noqa: E402
 from fundus_rt.benchmarks.precision.network_inputs import network_inputs  # noqa: E402
 from fundus_rt.benchmarks.precision.quantisation import Progress, QuantiseCall, lines, quantise  # noqa: E402
@@ -322,6 +322,32 @@ def test_int8_and_half_precision_share_a_file_for_tensorrt(tmp_path: Path, file:
     assert any("nodes in int8" in line and "nodes in fp16" in line for line in lines(made))
     with pytest.raises(UsageError, match="are for TensorRT"):
         quantise(dataclasses.replace(call, backend="openvino"), Progress())
+    replay = QuantiseCall(file, str(made.recipe_path), tmp_path / "replayed.onnx", (), backend="onnxruntime")
+    with pytest.raises(UsageError, match="int8 and half precision in one file, which is for TensorRT"):
+        quantise(replay, Progress())
+    assert not replay.output.exists()
+    assert quantise(dataclasses.replace(replay, backend=None), Progress()).sha256 == made.sha256
+
+
+def test_an_audit_that_knows_of_no_work_does_not_pass() -> None:
+    with pytest.raises(ParityError, match=r"computed 0\.0 % of the multiplications in int8"):
+        Audit("onnxruntime", {}, frozenset()).require(["conv"])
+
+
+def test_trials_of_another_machine_are_not_taken_for_those_of_this(
+    bench: Workbench, whole: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        kept = TrialFile(tmp_path / "trials.jsonl")
+        return Search(bench, whole, kept, "photographs", lambda *shown: None)._key("time", whole)
+
+    here = key()
+    assert key() == here
+    with monkeypatch.context() as one:
+        one.setattr("fundus_rt.benchmarks.precision.search.usable_cores", lambda: 99)
+        fewer = key()
+    monkeypatch.setattr("fundus_rt.benchmarks.precision.search.device_kind", lambda device: "another processor")
+    assert len({here, fewer, key()}) == 3
 
 
 # Photographs and the command
@@ -334,7 +360,8 @@ def test_ranges_come_from_other_photographs_than_the_judged_ones(tmp_path: Path,
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     pipeline = Pipeline(file)
     found = network_inputs(pipeline, [str(tmp_path)])
-    assert (len(found.calibration), len(found.judged), found.refused) == (3, 3, 1)
+    assert (len(found.calibration), len(found.judged)) == (3, 3)
+    assert len(found.refused) == 1 and "not a picture that can be read" in found.refused[0] and "broken" not in found.refused[0]
     assert not any(np.array_equal(one, other) for one in found.calibration for other in found.judged)
     (tmp_path / "0.jpg").unlink()
     (tmp_path / "0-copy.jpg").unlink()

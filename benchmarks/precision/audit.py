@@ -37,10 +37,10 @@ class Audit:
         return self.share_of(self.work)
 
     def share_of(self, nodes: Collection[str]) -> float:
-        """Of the multiplications of some nodes, 0 to 1; 1 where they have none."""
+        """Of the multiplications of some nodes, 0 to 1; 0 where none of theirs are known."""
         total = sum(self.work.get(name, 0) for name in nodes)
         ran = sum(self.work.get(name, 0) for name in nodes if name in self.in_int8)
-        return ran / total if total else 1.0
+        return ran / total if total else 0.0
 
     def require(self, nodes: Collection[str], least: float = LEAST_SHARE) -> None:
         """Refuse a file whose int8 is only written and not computed.

@@ -38,8 +38,8 @@ class NetworkInputs:
     """Of the contents that ranges are taken from, whatever their names and order."""
     judged_digest: str
     """The same of the judged ones."""
-    refused: int
-    """Photographs that the runtime does not answer: no fundus in them, an unknown eye, or damaged."""
+    refused: tuple[str, ...]
+    """Why the runtime does not answer some photographs, without their names: no fundus in them, an unknown eye, or damaged."""
 
 
 def network_inputs(pipeline: Pipeline, paths: Sequence[str], show: Callable[[int], None] = lambda done: None) -> NetworkInputs:
@@ -55,11 +55,11 @@ def network_inputs(pipeline: Pipeline, paths: Sequence[str], show: Callable[[int
     """
     halves: tuple[list[Any], list[Any]] = ([], [])
     digests: tuple[list[str], list[str]] = ([], [])
-    refused = 0
+    refused: list[str] = []
     for count, found in enumerate(_tensors(pipeline, paths), 1):
         show(count)
-        if found is None:
-            refused += 1
+        if isinstance(found, str):
+            refused.append(found)
             continue
         which = 0 if len(halves[0]) <= len(halves[1]) and len(halves[0]) < MOST_CALIBRATED else 1
         halves[which].append(found[1])
@@ -68,15 +68,19 @@ def network_inputs(pipeline: Pipeline, paths: Sequence[str], show: Callable[[int
             break
     if min(map(len, halves)) < LEAST:
         raise UsageError(
-            f"{sum(map(len, halves))} photographs can be used and {refused} not; half of them are for ranges, half for judging, "
-            f"and each needs {LEAST}; name more with --images"
+            f"{sum(map(len, halves))} photographs can be used and {len(refused)} not{_first(refused)}; half of them are for "
+            f"ranges, half for judging, and each needs {LEAST}; name more with --images"
         )
     digest = [hashlib.sha256("".join(sorted(half)).encode()).hexdigest() for half in digests]
-    return NetworkInputs(np.stack(halves[0]), np.stack(halves[1]), digest[0], digest[1], refused)
+    return NetworkInputs(np.stack(halves[0]), np.stack(halves[1]), digest[0], digest[1], tuple(refused))
 
 
-def _tensors(pipeline: Pipeline, paths: Sequence[str]) -> Iterator[tuple[str, Any] | None]:
-    """Digest of the content and network input of each photograph; None for one that is refused."""
+def _first(refused: Sequence[str]) -> str:
+    return f" ({refused[0]})" if refused else ""
+
+
+def _tensors(pipeline: Pipeline, paths: Sequence[str]) -> Iterator[tuple[str, Any] | str]:
+    """Digest of the content and network input of each photograph; for one that is refused, why."""
     met: set[str] = set()
     for item in items_from_paths(paths):
         try:
@@ -87,7 +91,7 @@ def _tensors(pipeline: Pipeline, paths: Sequence[str]) -> Iterator[tuple[str, An
             met.add(sha256)
             sources = {"list": item.listed_eye, "file name": eye_from_file_name(os.path.basename(item.path))}
             prepared = pipeline.prepare_bytes(content, sources, whole=False)
-        except FundusRtError:
-            yield None
+        except FundusRtError as error:
+            yield " ".join(str(error).split())
             continue
         yield sha256, prepared.tensor

@@ -65,6 +65,8 @@ class Quantised:
     """Photographs."""
     found: Found | None
     """Of the search; None without one."""
+    refused: tuple[str, ...] = ()
+    """Why some photographs were left out."""
 
     @property
     def measured_on(self) -> str:
@@ -125,12 +127,14 @@ def quantise(call: QuantiseCall, progress: Progress) -> Quantised:
             rest = dataclasses.replace(found.recipe, fp16=tuple(halvable_beside(model, found.recipe.int8)))
             search = Search(bench, rest, kept, inputs.judged_digest, progress.trials, found.recipe.int8)
             found = search.run(node_groups(model, rest.fp16))
-        return _written(call, model, card, found.recipe, found.row, found.ratio, len(inputs.judged), found)
+        made = _written(call, model, card, found.recipe, found.row, found.ratio, len(inputs.judged), found)
+        return dataclasses.replace(made, refused=inputs.refused)
     row = search.tried(groups)
     if not row["passed"]:
         raise ParityError(f"{call.file.name} in {call.precision} leaves the budget: {'; '.join(row['problems'])}")
     ratio = search.timed(groups) if search.timeable else None
-    return _written(call, model, card, search.recipe(groups), row, ratio, len(inputs.judged), None)
+    made = _written(call, model, card, search.recipe(groups), row, ratio, len(inputs.judged), None)
+    return dataclasses.replace(made, refused=inputs.refused)
 
 
 def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progress: Progress) -> Recipe:
@@ -158,6 +162,11 @@ def _judge(backend: str) -> str:
 def _replayed(call: QuantiseCall, model: Any, card: ModelCard) -> Quantised:
     """The file that a recipe describes; what it may be used for is asked of `fundus-rt parity`."""
     recipe = read_recipe(Path(call.precision))
+    if recipe.fp16 and recipe.int8 and call.backend not in (None, "tensorrt"):
+        raise UsageError(
+            f"{Path(call.precision).name} has int8 and half precision in one file, which is for TensorRT; got --backend "
+            f"{call.backend}. Leave it out, or search an int8 file for that backend"
+        )
     if call.backend is not None and recipe.int8:
         recipe = dataclasses.replace(recipe, backend=call.backend)
     return _written(call, model, card, recipe, None, None, 0, None)
@@ -203,6 +212,8 @@ def lines(made: Quantised) -> list[str]:
     """What was made and what it was judged by, in sentences."""
     nodes = {kind: len(names) for kind, names in (("int8", made.recipe.int8), ("fp16", made.recipe.fp16)) if names}
     found = []
+    if made.refused:
+        found.append(f"{len(made.refused)} photographs were left out; of the first: {made.refused[0]}")
     if made.found is not None:
         passed = sum(bool(row["passed"]) for row in made.found.alone)
         found.append(
@@ -220,7 +231,11 @@ def lines(made: Quantised) -> list[str]:
     if made.audit is not None:
         found.append(f"{made.audit.backend} computes {100 * made.audit.share:.1f} % of the multiplications in int8")
     elif made.recipe.int8:
-        found.append("written for TensorRT, which shows what it computes in int8 when an engine is built: fundus-rt build")
+        found.append(
+            "written for TensorRT: what it computes in int8 was not looked at here; build and certify an engine on its GPU"
+        )
+    if made.recipe.fp16:
+        found.append("half precision is for a GPU: a processor computes it in float32, so nothing of it was looked at here")
     if made.ratio is not None:
         found.append(f"one picture takes {made.ratio:.2f} of float32's time here (median of pairs measured in turns)")
     counted = ", ".join(f"{count} nodes in {kind}" for kind, count in nodes.items())

@@ -13,6 +13,8 @@ from fundus_rt.benchmarks.precision.trials import TrialFile, Workbench
 from fundus_rt.converters.precision.node_groups import NodeGroup
 from fundus_rt.converters.precision.recipe import Recipe
 from fundus_rt.models.errors import ParityError
+from fundus_rt.runtime.device_kind import device_kind
+from fundus_rt.runtime.session import usable_cores
 
 TURNS = 15
 """Pairs of runs by which the speed of a file is measured."""
@@ -54,7 +56,8 @@ class Search:
             fixed: nodes of `whole` that are in lower precision whatever is tried.
         """
         self._bench, self._whole, self._kept, self._show, self._fixed = bench, whole, kept, show, frozenset(fixed)
-        self._where = [judged_digest, bench.backend, bench.version, bench.tolerance, bench.threads, bench.card.to_json()]
+        machine = [bench.backend, bench.version, bench.threads, usable_cores(), device_kind("cpu")]
+        self._where = [judged_digest, bench.tolerance, bench.card.to_json(), *machine]
 
     @property
     def timeable(self) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fundus_rt.runtime.camera.source import CameraSource
     from fundus_rt.runtime.inputs import Item
     from fundus_rt.runtime.output import RowWriter
+    from fundus_rt.runtime.pipeline import Pipeline
 
 
 @click.command(short_help="Answer photographs with a model.")
@@ -100,11 +101,13 @@ def infer(
     items, few = _counted(_items(paths, list_file), usable_cores()) if source is None else ([], 1)
     workers = max(1, min(usable_cores(), few, most_workers(resolve_model(model).stat().st_size)))
     threads = max(1, usable_cores() // workers)
+    certificates: dict[str, Any] = {"require_certificate": require_certificate, "certificate_key": certificate_key}
     if (backend, device, provider) == ("auto", "cpu", "auto"):
-        model, backend, threads = _fastest_way(model, threads, certificate_key)
-    pipeline = Pipeline(
-        model, backend, device, threads, not no_check, provider, require_certificate, certificate_key, build_meanwhile
-    )  # fmt: skip
+        pipeline, threads = _opened_fastest(model, threads, not no_check, certificates)
+    else:
+        pipeline = Pipeline(
+            model, backend, device, threads, not no_check, provider, **certificates, build=build_meanwhile
+        )  # fmt: skip
     options = AnswerOptions(None if eye == "auto" else eye, mirrored_by_source)
     with open_output(
         output,
@@ -121,15 +124,26 @@ def infer(
         context.exit(1)
 
 
-def _fastest_way(model: str, threads: int, certificate_key: Path | None) -> tuple[str, str, int]:
-    """File, backend and threads of the fastest certified way on this processor; where there are several, it is said which."""
+def _opened_fastest(model: str, threads: int, check: bool, certificates: dict[str, Any]) -> tuple[Pipeline, int]:
+    """The fastest certified way on this processor that can be opened, and its threads; of several it is said which."""
+    from fundus_rt.models.errors import BackendUnavailableError, DeviceMemoryError
     from fundus_rt.runtime.certification import accepted_key
-    from fundus_rt.runtime.choice import chosen_way
+    from fundus_rt.runtime.choice import after, chosen_way
+    from fundus_rt.runtime.pipeline import Pipeline
 
-    choice = chosen_way(model, threads, accepted_key(certificate_key), lambda sentence: click.echo(sentence, err=True))
-    if choice.measured:
-        click.echo(f"auto: {choice.reason}", err=True)
-    return str(choice.model), choice.backend, choice.threads
+    key = accepted_key(certificates["certificate_key"])
+    choice = chosen_way(model, threads, key, lambda sentence: click.echo(sentence, err=True))
+    while True:
+        if choice.measured:
+            click.echo(f"auto: {choice.reason}", err=True)
+        try:
+            return Pipeline(choice.model, choice.backend, "cpu", choice.threads, check, **certificates), choice.threads
+        except (BackendUnavailableError, DeviceMemoryError) as error:
+            other = after(choice)
+            if other is None:
+                raise
+            click.echo(f"auto: {choice.model.name} on {choice.backend} is left out: {error}", err=True)
+            choice = other
 
 
 def _write_all(answerer: Answerer, items: Iterable[Item], writer: RowWriter, total: Callable[[], int] | None) -> int:

@@ -61,7 +61,7 @@ def tune(context: click.Context, file: Path, seconds: float, blocks: int, key: P
             _say("no way to compute it is certified here, so ONNX Runtime computes it as it is")
             context.exit(1)
         with _progress(title) as show:
-            found = measure(ways, seconds, blocks, show)
+            found = measure(ways, seconds, blocks, show, _say)
         remember(found, threads, _say)
         choice = fastest(found)
         click.echo(f"{title}: {choice.reason}")
