@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fundus_rt.benchmarks.speed import against, bench
 from fundus_rt.benchmarks.speed.call import BenchCall, Feedback, Measured
 from fundus_rt.benchmarks.speed.own_ways import shifted_copies
 from fundus_rt.benchmarks.speed.scenarios import Length
-from fundus_rt.models.errors import UsageError
+from fundus_rt.models.errors import FundusRtError, UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
 from fundus_rt.runtime.cli import cli
 from fundus_rt.runtime.decode import decode
@@ -85,6 +87,33 @@ def test_an_interruption_keeps_what_is_finished(tiny_sex: Path, monkeypatch: pyt
     assert measured.interrupted and measured.record["interrupted"]
     found = measured.record["files"][0]["scenarios"]
     assert set(found) == {"single_stream"} and len(found["single_stream"]) == 2
+
+
+class Cached:
+    """A model that keeps as many answers as it is allowed to."""
+
+    def __init__(self, entries: int) -> None:
+        self.answer = functools.lru_cache(entries)(lambda index: time.sleep(0.004))
+
+    def by_part(self, part: str, samples: Any) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(("entries", "least", "most"), [(0, 0.8, 1.3), (16, 5, 1e9), (64, 5, 1e9), (1000, 5, 1e9)])
+def test_a_cache_of_any_size_shows(entries: int, least: float, most: float) -> None:
+    found = bench._same_against_unique(Cached(entries), [None] * 66, "network_only", 1.0, 0)  # type: ignore[arg-type, list-item]
+    assert least < found["unique_to_same"]["value"] < most and found["rounds"] == 30
+
+
+def test_a_comparison_that_fails_leaves_what_was_measured(tiny_sex: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "x.pth"
+    checkpoint.write_bytes(b"no checkpoint")
+    done = run("bench", tiny_sex, "--images", PHOTOGRAPHS[0], "--seconds", 0, "--samples", 6, "--processes", 0, "--threads", 1,
+               "--against", checkpoint, "--card", "joir-sex-mobilenet", "--report", tmp_path / "report")  # fmt: skip
+    assert isinstance(done.exception, FundusRtError)
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["figures"]["files"][0]["scenarios"]["single_stream"]
+    assert any("ended early" in warning for warning in report["figures"]["warnings"])
 
 
 def test_copies_are_different_photographs_of_one_size() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fundus_rt.benchmarks.speed.own_ways import PARTS
 from fundus_rt.benchmarks.speed.scenarios import Length
-from fundus_rt.models.errors import UsageError
+from fundus_rt.models.errors import FundusRtError, UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
 from fundus_rt.runtime.session import usable_cores
 
@@ -92,6 +92,8 @@ class Measured:
     latencies: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each series of measured times: file, scenario, part, way and ``seconds``."""
     interrupted: bool = False
+    failure: FundusRtError | None = None
+    """What ended the run after something was finished."""
 
     @property
     def warnings(self) -> list[str]:

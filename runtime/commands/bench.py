@@ -103,6 +103,8 @@ def bench(
         click.echo(f"report: {write_report(bench_document(measured), report).html}")
     if keep:
         click.echo(f"kept as {keep_record(measured, Path('benchmarks/results'))}")
+    if measured.failure is not None:
+        raise measured.failure
     if measured.interrupted:
         raise click.ClickException("interrupted; what was finished before is shown above")
     if any(way["problem"] for way in (measured.record["against"] or {}).get("wrong", [])):
