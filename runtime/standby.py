@@ -47,7 +47,7 @@ def open_while_building(
     if not reference_path(path).is_file():
         raise UsageError(
             f"there is no {reference_path(path).name} beside {path.name}, so an engine cannot be proved here; "
-            f"`fundus-rt parity CHECKPOINT {path.name}` writes it"
+            f"`fundus-rt parity CHECKPOINT {path.name}` writes it (the bundled model has none; `fundus-rt build` first)"
         )
 
     def on_cpu() -> Session:
