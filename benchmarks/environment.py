@@ -17,6 +17,7 @@ PACKAGES = (
     "opencv-python-headless",
     "Pillow",
     "onnxruntime",
+    "openvino",
     "torch",
     "timm",
     "tensorflow",

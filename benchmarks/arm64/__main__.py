@@ -21,7 +21,7 @@ from typing import Any
 
 from fundus_rt.benchmarks.arm64.agreement import compared
 from fundus_rt.benchmarks.arm64.debian_root import RELEASE, RootError, emulation, make_root, qemu_version, require_tools
-from fundus_rt.benchmarks.arm64.device import Arm64, install, run_tests
+from fundus_rt.benchmarks.arm64.device import SAME, Arm64, install, run_tests
 from fundus_rt.benchmarks.arm64.networks import made_networks
 from fundus_rt.benchmarks.environment import environment
 from fundus_rt.benchmarks.spine import PROGRAM
@@ -109,9 +109,10 @@ def problems(record: dict[str, Any]) -> list[str]:
             found.append(f"{name}: the replay of the original's answers {model['replay']['verdict']}")
     if record["selftest"]["verdict"] != "passed":
         found.append(f"selftest: {record['selftest']['verdict']}")
-    for package, version in record["arm64"]["packages"].items():
-        if version and record["x86_64"]["packages"].get(package) != version:
-            found.append(f"{package} is {version} on arm64, {record['x86_64']['packages'].get(package)} here")
+    for package in SAME:
+        there, here = (record[side]["packages"].get(package) for side in ("arm64", "x86_64"))
+        if there != here:
+            found.append(f"{package} is {there} on arm64, {here} here")
     tests = record.get("tests", {})
     return found + [f"test {name} failed" for name in tests.get("failed", [])]
 

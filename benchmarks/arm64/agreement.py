@@ -47,7 +47,7 @@ def compared(card: ModelCard, ours: Sequence[Row], theirs: Sequence[Row]) -> dic
         largest = float(np.max([0.0, *differences.values()]))
         outputs[spec.name] = {
             "unit": spec.unit,
-            "largest_difference": largest,
+            "largest_difference": round(largest, 7),  # rows have six places
             "tolerance": spec.tolerance,
             "decisions_changed": len(changed),
         }

@@ -111,6 +111,7 @@ def runtime_ways(original: OriginalModel, prepared: PreparedOriginals) -> Iterat
             yield Missing(name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
             continue
         yield Way(name, NETWORK_ONLY, _on_images(network, prepared.images))
+        yield Way(name, BYTES_TO_RESULT, _on_bytes(network, original, prepared.photographs))
 
 
 @contextmanager
