@@ -18,6 +18,7 @@ from fundus_rt.benchmarks.speed import against, bench
 from fundus_rt.benchmarks.speed.call import BenchCall, Feedback, Measured
 from fundus_rt.benchmarks.speed.own_ways import shifted_copies
 from fundus_rt.benchmarks.speed.scenarios import Length
+from fundus_rt.benchmarks.speed.shown import keep_record
 from fundus_rt.models.errors import FundusRtError, UsageError
 from fundus_rt.models.registry import EXAMPLE_FOLDER
 from fundus_rt.runtime.cli import cli
@@ -178,3 +179,16 @@ def test_all_ways_take_turns_and_a_wrong_one_is_not_timed(grader: tuple[Path, Pa
     first, other = (np.array(series["network_only", name]) for name in ("PyTorch, eager, no_grad", "right.onnx, onnxruntime"))
     ratio = parts["network_only"]["right.onnx, onnxruntime"]["first_to_this"]
     assert ratio["value"] == pytest.approx(np.median(first / other)) and ratio["low"] <= ratio["value"] <= ratio["high"]
+
+
+def test_records_of_two_processors_are_both_kept(tmp_path: Path) -> None:
+    def record(processor: str) -> Measured:
+        found = {"processor": processor, "machine": "x86_64", "cores": 2, "packages": {"onnxruntime": "1.32.0"}}
+        return Measured({"environment": found, "files": [{"name": "a.onnx"}]})
+
+    first, other = keep_record(record("Xeon"), tmp_path), keep_record(record("AMD EPYC (R)"), tmp_path)
+    assert (
+        first.name == "bench-a-x86_64-2cores-ort1.32.0.json" and other.name == "bench-a-x86_64-2cores-ort1.32.0-AMD-EPYC-R-.json"
+    )
+    assert keep_record(record("Xeon"), tmp_path) == first and keep_record(record("AMD EPYC (R)"), tmp_path) == other
+    assert len(list(tmp_path.iterdir())) == 2

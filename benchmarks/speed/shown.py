@@ -71,14 +71,21 @@ def in_words(value: float | None) -> str:
 
 
 def keep_record(measured: Measured, folder: Path) -> Path:
-    """Write the record, named by machine, cores, versions and files; one of that name is replaced."""
+    """Write the record, named by machine, cores, versions and files; one of that name is replaced where it is of this processor."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "-".join(dict.fromkeys(Path(found["name"]).stem for found in measured.record["files"])) or "none"
     words = f"bench-{names}-{label(measured.record['environment'])}"
-    path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', words)[:180]}.json"
+    path = folder / f"{_in_a_name(words)}.json"
+    processor = measured.record["environment"]["processor"]
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["environment"]["processor"] != processor:
+        path = folder / f"{_in_a_name(f'{words}-{processor}')}.json"
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(json_ready(measured.record, {}), indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _in_a_name(words: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", words)[:180]
 
 
 def title_of(found: dict[str, Any]) -> str:
