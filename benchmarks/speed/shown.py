@@ -71,7 +71,7 @@ def in_words(value: float | None) -> str:
 
 
 def keep_record(measured: Measured, folder: Path) -> Path:
-    """Write the record, named by machine, cores, versions and files; one of that name is replaced where it is of this processor."""
+    """Write the record, named by machine, cores, versions and files; one of that name and this processor is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "-".join(dict.fromkeys(Path(found["name"]).stem for found in measured.record["files"])) or "none"
     words = f"bench-{names}-{label(measured.record['environment'])}"
