@@ -160,10 +160,11 @@ class TestRuntime:
         tensor = tensor_from_box(frame, vector["box"], card.preprocessing)
         # OpenCV's area filter sums in float32, on arm64 otherwise than on x86-64: one of 150,528 values of one of the eleven
         # photographs differs by one grey level there. `same` holds the listed pixels to the vector anywhere.
-        assert same(tensor, vector["input"]) or platform.machine().lower() not in ("x86_64", "amd64")
+        whole = same(tensor, vector["input"])
+        assert whole or platform.machine().lower() not in ("x86_64", "amd64")
         assert "file" not in vector["input"] or (VECTOR_FOLDER / vector["input"]["file"]).read_bytes() == tensor.tobytes()
         answers = OnnxRuntimeSession(bundled_file(card)).run(tensor[None])
-        assert answers["receipt"][0].tolist() == vector["receipt"]
+        assert np.abs(answers["receipt"][0] - vector["receipt"]).sum() <= (0 if whole else 1)
         for output in card.outputs:
             assert answers[output.name][0] == pytest.approx(vector["outputs"][output.name], abs=1e-4)
         said = interpret({o.name: answers[o.name][0] for o in card.outputs}, card)
