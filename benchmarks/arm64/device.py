@@ -120,7 +120,7 @@ def run_tests(device: Arm64) -> dict[str, Any]:
             shutil.copyfile(name, project / name)
     files = (project / "tests/runtime_tests.txt").read_text(encoding="utf-8").split()
     left_out = " and ".join(f"not {word}" for word in LEFT_OUT)
-    options = ["-q", "-p", "no:cacheprovider", "-n", str(len(os.sched_getaffinity(0))), "--dist", "loadfile"]
+    options = ["-q", "-p", "no:cacheprovider", "-n", str(len(os.sched_getaffinity(0))), "--dist", "load"]
     options += ["-o", "pythonpath=.", "-o", f"addopts=--import-mode=importlib -m 'not full and not gpu' -k '{left_out}'"]
     report = project / "tests.xml"
     words = ["-m", "pytest", *options, f"--junitxml={device.inside(report)}", *(f"tests/{name}" for name in files)]
