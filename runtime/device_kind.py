@@ -15,6 +15,26 @@ INSTRUCTION_SETS = (
 """Of x86-64 and arm64, by Linux' names: those by which numerical libraries choose their kernels."""
 
 
+VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Of `INSTRUCTION_SETS`: x86's products of 8 bits that are added up in 32."""
+LARGEST_WEIGHT_IN_16 = 63
+"""Weights of 7 bits: two products of 255 and 63 are 32130."""
+
+
+def sums_8_bit_products_in_16(cpu_info: Path = CPU_INFO) -> bool:
+    """Whether this processor adds products of uint8 and int8 up in 16 bits, two at a time: x86-64 without VNNI (``vpmaddubsw``).
+
+    A sum beyond 32767 stays there, and two products of 255 and 127 are 64770. Where the processor's instruction sets cannot be
+    read, x86-64 is taken to have none.
+
+    Args:
+        cpu_info: where Linux describes its processors.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return not set(cpu_kind(cpu_info).split()).intersection(VNNI)
+
+
 def device_kind(device: str) -> str:
     """The kind of a device in words, the same on every machine of its kind.
 

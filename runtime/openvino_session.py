@@ -18,6 +18,7 @@ from fundus_rt.models.errors import BackendUnavailableError, ModelFileError
 from fundus_rt.models.memory import is_out_of_memory, no_memory_to_open
 from fundus_rt.models.onnx_scan import read_onnx
 from fundus_rt.runtime.answers import checked_answers
+from fundus_rt.runtime.device_kind import LARGEST_WEIGHT_IN_16, sums_8_bit_products_in_16
 from fundus_rt.runtime.graph_contract import card_of, require_contract
 from fundus_rt.runtime.inherited import never_release_in_a_child
 from fundus_rt.runtime.session import BackendInfo, Batch, require_input, usable_cores
@@ -62,6 +63,7 @@ class OpenVinoSession:
         model = _read(core, content, path)
         self.card: ModelCard = card_of(_metadata(model), path)
         require_contract(self.card, *_signature(model), path)
+        _require_exact_products(model, path)
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
@@ -178,6 +180,21 @@ def _signature(model: Any) -> tuple[dict[str, tuple[str, list[Any]]], dict[str, 
         {port.get_any_name(): (kind(port), shape(port)) for port in model.inputs},
         {port.get_any_name(): shape(port) for port in model.outputs},
     )
+
+
+def _require_exact_products(model: Any, path: Path) -> None:
+    """Refuse weights of 8 bits whose products OpenVINO would not add up exactly on this processor; it has no setting for it."""
+    if not sums_8_bit_products_in_16():
+        return
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in ("i8", "u8"):
+            weights = node.data if len(node.get_output_shape(0)) > 1 else np.zeros(1)
+            if max(int(weights.max()), -int(weights.min())) > LARGEST_WEIGHT_IN_16:
+                raise BackendUnavailableError(
+                    f"{path.name} has weights of 8 bits, whose products OpenVINO adds up in 16 bits on this processor (no VNNI), "
+                    "so that large sums are cut off; use --backend onnxruntime, whose sums are exact, or write the file on this "
+                    "machine: fundus-rt quantize --backend openvino"
+                )
 
 
 def _require_granted(compiled: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.precision.heavy_nodes import multiplications
 from fundus_rt.models.errors import ParityError
+from fundus_rt.runtime.onnx_providers import session_options
 from fundus_rt.runtime.onnx_session import import_onnxruntime
 from fundus_rt.runtime.openvino_session import import_openvino, shared_core
 
@@ -78,7 +79,7 @@ def _onnxruntime_layers(path: Path) -> set[str]:
     """Names of the nodes that are whole-number products in the graph that ONNX Runtime optimised for this processor."""
     ort, onnx = import_onnxruntime(), require("onnx")
     with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
+        options = session_options(ort)
         options.log_severity_level = 4
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -15,12 +15,13 @@ from fundus_rt.benchmarks.precision.network_inputs import NetworkInputs, network
 from fundus_rt.benchmarks.precision.search import Found, Search
 from fundus_rt.benchmarks.precision.trials import TrialFile, Workbench
 from fundus_rt.converters.precision.half_graph import halvable, halvable_beside
-from fundus_rt.converters.precision.int8_graph import quantisable
+from fundus_rt.converters.precision.int8_graph import LEVELS, quantisable
 from fundus_rt.converters.precision.node_groups import node_groups
 from fundus_rt.converters.precision.recipe import Recipe, graph_digest, onnx_from_recipe, read_recipe, serialised, shipped_model
 from fundus_rt.models.artifacts import atomic_path, sha256_of_bytes
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import ParityError, UsageError
+from fundus_rt.runtime.device_kind import LARGEST_WEIGHT_IN_16, sums_8_bit_products_in_16
 from fundus_rt.runtime.guarded_session import open_guarded
 from fundus_rt.runtime.pipeline import Pipeline
 
@@ -151,7 +152,13 @@ def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progres
         "photographs_sha256": inputs.calibration_digest,
     }
     backend = "tensorrt" if call.precision == "mixed" else call.backend or DEFAULT_BACKEND
-    return Recipe(digest, int8=tuple(nodes), backend=backend, ranges=ranges_by(model, found, call.method), calibration=facts)
+    ranges = ranges_by(model, found, call.method)
+    return Recipe(digest, tuple(nodes), backend=backend, weight_levels=_weight_levels(backend), ranges=ranges, calibration=facts)
+
+
+def _weight_levels(backend: str) -> int:
+    """What a weight may be, so that the backend's sums are exact on this processor: OpenVINO has no setting for it."""
+    return LARGEST_WEIGHT_IN_16 if backend == "openvino" and sums_8_bit_products_in_16() else LEVELS
 
 
 def _judge(backend: str) -> str:
@@ -168,7 +175,7 @@ def _replayed(call: QuantiseCall, model: Any, card: ModelCard) -> Quantised:
             f"{call.backend}. Leave it out, or search an int8 file for that backend"
         )
     if call.backend is not None and recipe.int8:
-        recipe = dataclasses.replace(recipe, backend=call.backend)
+        recipe = dataclasses.replace(recipe, backend=call.backend, weight_levels=_weight_levels(call.backend))
     return _written(call, model, card, recipe, None, None, 0, None)
 
 
@@ -228,6 +235,11 @@ def lines(made: Quantised) -> list[str]:
                 f"{name} against float32, {how}, {made.judged} photographs: {changed}largest difference {one['largest']:.2g}, "
                 f"mean {one['mean']:.2g} (tolerance {one['tolerance']:g})"
             )
+    if made.recipe.int8 and made.recipe.weight_levels < LEVELS:
+        found.append(
+            f"weights from -{made.recipe.weight_levels} to {made.recipe.weight_levels}: without VNNI, two products have to fit "
+            "into 16 bits"
+        )
     if made.audit is not None:
         found.append(f"{made.audit.backend} computes {100 * made.audit.share:.1f} % of the multiplications in int8")
     elif made.recipe.int8:

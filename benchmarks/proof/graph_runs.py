@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fundus_rt.converters.backends import require
+from fundus_rt.runtime.onnx_providers import session_options
 from fundus_rt.runtime.onnx_session import import_onnxruntime
 from fundus_rt.runtime.session import usable_cores
 
@@ -26,9 +27,7 @@ class GraphSession:
             threads: of one run; None for all cores that this process may use.
         """
         ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or usable_cores()
+        options = session_options(ort, threads or usable_cores())
         if not optimised:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session: Any = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

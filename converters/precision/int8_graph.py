@@ -10,7 +10,8 @@ run and on what TensorRT's parser takes:
 * ``onnxruntime``: uint8 with a zero point, which uses all 255 steps. On a processor with x86 instructions ONNX Runtime multiplies
   uint8 by int8, and drops a Relu or Clip whose bounds the pair itself keeps; with signed pairs it does neither.
 * ``openvino``: uint8 with zero point 0 for tensors that are never below 0, int8 with zero point 0 for all others; a zero point
-  elsewhere costs it half of the gain.
+  elsewhere costs it half of the gain. On a processor without VNNI weights end at 63, for its sums of two products have 16 bits
+  (`fundus_rt.runtime.device_kind.sums_8_bit_products_in_16`).
 
 ONNX Runtime's own quantiser is not used: wherever it writes Q/DQ pairs it also writes them on biases, as int32.
 """
@@ -149,7 +150,9 @@ class _Plan:
         self.tensors.setdefault(after.output[0], after.output[0])
 
 
-def write_int8(model: Any, chosen: Collection[str], ranges: Mapping[str, tuple[float, float]], backend: str) -> None:
+def write_int8(
+    model: Any, chosen: Collection[str], ranges: Mapping[str, tuple[float, float]], backend: str, weight_levels: int = LEVELS
+) -> None:
     """Put the chosen nodes of a graph into int8.
 
     Args:
@@ -158,6 +161,7 @@ def write_int8(model: Any, chosen: Collection[str], ranges: Mapping[str, tuple[f
         ranges: for every tensor of `activations_of` the least number, at most 0, and the largest, at least 0, that is kept as it
             is; others are clipped.
         backend: one of `BACKENDS`.
+        weight_levels: largest whole number of a weight.
 
     Raises:
         UsageError: a node is not there or cannot be computed in int8, or a range is missing.
@@ -178,7 +182,7 @@ def write_int8(model: Any, chosen: Collection[str], ranges: Mapping[str, tuple[f
         _pair(editor, plan, name, *scale_and_zero(least, most, backend))
     for node in plan.chosen:
         if node.op_type in HEAVY:
-            _store_weights(editor, node)
+            _store_weights(editor, node, weight_levels)
     editor.commit()
 
 
@@ -225,12 +229,12 @@ def _pair(editor: GraphEditor, plan: _Plan, name: str, scale: NDArray[Any], zero
         editor.set_inputs(node, [restored if read == name else read for read in node.input])
 
 
-def _store_weights(editor: GraphEditor, node: Any) -> None:
+def _store_weights(editor: GraphEditor, node: Any, most: int = LEVELS) -> None:
     name = node.input[1]
     weights = editor.value(name)
     assert weights is not None, "quantisable asks for constant weights"
     axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else weights.ndim - 1
-    levels, scales = rounded_weights(weights, axis)
+    levels, scales = rounded_weights(weights, axis, most)
     stored = editor.constant(f"{name}/int8", levels)
     scale = editor.constant(f"{name}/scales", scales)
     zero = editor.constant(f"{name}/zeros", np.zeros(len(scales), np.int8))
@@ -238,17 +242,18 @@ def _store_weights(editor: GraphEditor, node: Any) -> None:
     editor.set_inputs(node, [node.input[0], restored, *node.input[2:]])
 
 
-def rounded_weights(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Weights as whole numbers from -127 to 127, with one scale for each channel.
+def rounded_weights(weights: NDArray[np.float32], axis: int, most: int = LEVELS) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Weights as whole numbers, with one scale for each channel.
 
     Args:
         weights: float32.
         axis: of the output channels.
+        most: largest whole number, on both sides of 0.
 
     Returns:
         int8 of the same shape, and float32 scales [channels]; their product is the weight to within half a scale.
     """
     others = tuple(a for a in range(weights.ndim) if a != axis)
-    scales = np.maximum(np.abs(weights).max(axis=others) / LEVELS, SMALLEST_SCALE).astype(np.float32)
+    scales = np.maximum(np.abs(weights).max(axis=others) / most, SMALLEST_SCALE).astype(np.float32)
     spread = scales.reshape([-1 if a == axis else 1 for a in range(weights.ndim)])
-    return np.clip(np.rint(weights / spread), -LEVELS, LEVELS).astype(np.int8), scales
+    return np.clip(np.rint(weights / spread), -most, most).astype(np.int8), scales

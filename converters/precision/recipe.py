@@ -13,12 +13,12 @@ from typing import Any
 from fundus_rt.converters.backends import require
 from fundus_rt.converters.precision.half_graph import write_half
 from fundus_rt.converters.precision.heavy_nodes import multiplications
-from fundus_rt.converters.precision.int8_graph import BACKENDS, activations_of, write_int8
+from fundus_rt.converters.precision.int8_graph import BACKENDS, LEVELS, activations_of, write_int8
 from fundus_rt.converters.shipping import embed_card
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
 from fundus_rt.models.errors import ModelFileError, UsageError
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when recipes are written, or the graphs made from them, in another way."""
 MOSTLY = 0.9
 """From this share of the multiplications on, a file is called by the precision of its nodes; below, ``mixed``."""
@@ -36,6 +36,8 @@ class Recipe:
     """Nodes in half precision, by the same names; beside nodes in int8 only in what is written for TensorRT."""
     backend: str = "tensorrt"
     """What the file is written for, one of `int8_graph.BACKENDS`; the same nodes and ranges can be written for another."""
+    weight_levels: int = LEVELS
+    """Largest whole number of a weight in int8: 127, or 63 where a backend adds two products up in 16 bits."""
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     """By tensor, the least number, at most 0, and the largest, at least 0, that are kept as they are."""
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +69,7 @@ def read_recipe(path: Path) -> Recipe:
         ranges = {name: (float(least), float(most)) for name, (least, most) in values["ranges"].items()}
         recipe = Recipe(**{**values, "int8": tuple(values["int8"]), "fp16": tuple(values["fp16"]), "ranges": ranges})
         sound = all(math.isfinite(most - least) and least <= 0 <= most and least < most for least, most in ranges.values())
+        sound = sound and isinstance(recipe.weight_levels, int) and 1 <= recipe.weight_levels <= LEVELS
         sound = sound and all(isinstance(name, str) for name in (*recipe.int8, *recipe.fp16, recipe.graph_sha256))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(
@@ -75,8 +78,8 @@ def read_recipe(path: Path) -> Recipe:
     if recipe.backend not in BACKENDS or not sound or not _followable(recipe):
         raise UsageError(
             f"{path.name} is a recipe for {recipe.backend!r}, {len(recipe.int8)} nodes in int8 and {len(recipe.fp16)} in fp16; "
-            f"expected one of {', '.join(BACKENDS)}, nodes in one of the two (in both for TensorRT, each node once), and ranges "
-            "around 0"
+            f"expected one of {', '.join(BACKENDS)}, nodes in one of the two (both for TensorRT, each node once), weight_levels "
+            f"of 1 to {LEVELS}, and ranges around 0"
         )
     return recipe
 
@@ -134,7 +137,8 @@ def onnx_from_recipe(model: Any, card: ModelCard, recipe: Recipe) -> Any:
     made.CopyFrom(model)
     if recipe.int8:
         needed = set(activations_of(model, recipe.int8))
-        write_int8(made, recipe.int8, {k: v for k, v in recipe.ranges.items() if k in needed}, recipe.backend)
+        ranges = {k: v for k, v in recipe.ranges.items() if k in needed}
+        write_int8(made, recipe.int8, ranges, recipe.backend, recipe.weight_levels)
     if recipe.fp16:
         write_half(made, recipe.fp16)
     lower = {"graph_sha256": recipe.graph_sha256, "recipe_sha256": recipe.sha256, "calibration": recipe.calibration}
