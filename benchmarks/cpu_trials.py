@@ -2,15 +2,17 @@
 
     python -m fundus_rt.benchmarks.cpu_trials NAME.onnx [NAME.onnx ...]
 
-Of the network alone on ONNX Runtime: several pictures in one inference, sessions of one thread side by side, processes on cores
-of their own, weights or products in int8 without ranges, and two of ONNX Runtime's graph optimisations left out. Of whole
-photographs: JPEGs decoded at half their size. The record goes to ``benchmarks/results``.
+Of the network alone on ONNX Runtime, beside OpenVINO's float32 where it is installed: several pictures in one inference, sessions
+of one thread side by side, processes on cores of their own, weights or products in int8 without ranges, and two of ONNX Runtime's
+graph optimisations left out. Of whole photographs: JPEGs decoded at half their size. Of products in int8 without ranges also what
+they do to answers, and what another picture in the same inference does. The record goes to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
 import sys
 import tempfile
@@ -39,6 +41,7 @@ from fundus_rt.runtime.decode import decode
 from fundus_rt.runtime.field_of_view import find_field_of_view
 from fundus_rt.runtime.onnx_providers import session_options
 from fundus_rt.runtime.onnx_session import import_onnxruntime
+from fundus_rt.runtime.openvino_session import OpenVinoSession
 from fundus_rt.runtime.preprocess import tensor_from_frame
 from fundus_rt.runtime.session import usable_cores
 
@@ -47,6 +50,8 @@ BATCHES = (2, 4, 8)
 LEFT_OUT = ("QuickGeluFusion", "NchwcTransformer")
 """ONNX Runtime's optimisations that are tried without: x * sigmoid(x) in one operator, and the layout in blocks of channels."""
 SHIPPED = "as shipped"
+OPENVINO = "OpenVINO, float32"
+DYNAMIC = "linear layers in dynamic int8"
 
 
 def main() -> None:
@@ -77,12 +82,14 @@ def file_trials(path: Path, seconds: float, rounds: int) -> dict[str, Any]:
 
     Returns:
         For the network, by trial: median milliseconds a picture, and how many times as fast as shipped with the interval of the
-        pairs; for ``half size``, what decoding at half the size does to grey levels and answers.
+        pairs; for ``half size``, what decoding at half the size does to grey levels and answers; for ``dynamic int8``, what it
+        does to answers.
     """
     model, card = shipped_model(path)
     frames, halves = _frames(card)
     with tempfile.TemporaryDirectory() as folder, PinnedProcesses(path, frames[0], usable_cores()) as processes:
-        ways = _ways(model, path, frames, Path(folder))
+        dynamic = _dynamic(path, Path(folder))
+        ways = _ways(model, path, frames, dynamic)
         pictures = {name: count for name, (_, count) in ways.items()}
         calls = {name: call for name, (call, _) in ways.items()}
         for name, pinned in (("a process a core, pinned", True), ("a process a core, not pinned", False)):
@@ -96,10 +103,14 @@ def file_trials(path: Path, seconds: float, rounds: int) -> dict[str, Any]:
         }
         for name, values in each.items()
     }
-    return {"network": network, "half size": _half_size(path, card, frames, halves)}
+    return {
+        "network": network,
+        "half size": _half_size(path, card, frames, halves),
+        "dynamic int8": _dynamic_answers(path.read_bytes(), dynamic, card, frames),
+    }
 
 
-def _ways(model: Any, path: Path, frames: np.ndarray, folder: Path) -> dict[str, tuple[Callable[[int], Any], int]]:
+def _ways(model: Any, path: Path, frames: np.ndarray, dynamic: bytes) -> dict[str, tuple[Callable[[int], Any], int]]:
     """By trial, what answers, and how many pictures it answers at once."""
     cores = usable_cores()
     shipped = _opened(path.read_bytes(), cores)
@@ -113,11 +124,38 @@ def _ways(model: Any, path: Path, frames: np.ndarray, folder: Path) -> dict[str,
     weights.CopyFrom(model)
     write_weights_int8(weights, [name for name in quantisable(model) if _is_heavy(model, name)])
     ways["weights in int8"] = (_batches(_opened(serialised(weights), cores), frames, 1), 1)
-    quantization = require("onnxruntime.quantization")
-    dynamic = folder / "dynamic.onnx"
-    quantization.quantize_dynamic(str(path), str(dynamic), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-    ways["linear layers in dynamic int8"] = (_batches(_opened(dynamic.read_bytes(), cores), frames, 1), 1)
+    ways[DYNAMIC] = (_batches(_opened(dynamic, cores), frames, 1), 1)
+    if importlib.util.find_spec("openvino") is not None:
+        other = OpenVinoSession(path, threads=cores)
+        ways[OPENVINO] = (lambda index: other.run(frames[index % len(frames)][None]), 1)
     return ways
+
+
+def _dynamic(path: Path, folder: Path) -> bytes:
+    """The file with the products of its linear layers in int8, by the range of each tensor as it comes, from ONNX Runtime."""
+    quantization, made = require("onnxruntime.quantization"), folder / "dynamic.onnx"
+    quantization.quantize_dynamic(str(path), str(made), op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+    return made.read_bytes()
+
+
+def _dynamic_answers(content: bytes, dynamic: bytes, card: ModelCard, frames: np.ndarray) -> dict[str, Any]:
+    """How far int8 without ranges moves answers, and how far a picture's answer moves with the others of its inference."""
+    output = card.outputs[0]
+
+    def answered(session: Any, batches: list[np.ndarray]) -> Any:
+        return values_in_unit(np.concatenate([session.run([output.name], {"frames": batch})[0] for batch in batches]), output)
+
+    lower = _opened(dynamic, usable_cores())
+    before = answered(_opened(content, usable_cores()), [frame[None] for frame in frames])
+    alone, together = answered(lower, [frame[None] for frame in frames]), answered(lower, [frames])
+    return {
+        "photographs": len(frames),
+        "answers_largest": float(np.abs(alone - before).max()),
+        "answers_largest_by_company": float(np.abs(together - alone).max()),
+        "answers_apart": float(np.ptp(before, axis=0).max()),
+        "unit": output.unit,
+        "tolerance": output.tolerance,
+    }
 
 
 def _is_heavy(model: Any, name: str) -> bool:
