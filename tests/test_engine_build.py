@@ -158,7 +158,7 @@ def test_a_recipe_written_for_tensorrt_becomes_an_engine_of_its_precisions(tmp_p
     nodes = [name for name in quantisable(model) if name != "three" or not halves]
     ranges = ranges_by(model, activation_histograms(model, nodes, network_photographs()[:3]), "max")
     beside = tuple(halvable_beside(model, nodes)) if halves else ()
-    recipe = Recipe(graph_digest(model), tuple(nodes), beside, "tensorrt", ranges)
+    recipe = Recipe(graph_digest(model), tuple(nodes), beside, backend="tensorrt", ranges=ranges)
     path, asked = tmp_path / "int8.onnx", Asked(host_library(flavour))
     path.write_bytes(serialised(onnx_from_recipe(model, card, recipe)))
     assert_whole(built(path, asked.library, tmp_path, EngineProfile((1, 2, 4))), tmp_path)
