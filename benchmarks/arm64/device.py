@@ -25,6 +25,8 @@ LEFT_OUT = {
     "killed_at_any_moment": "takes an hour under emulation",
     "megapixels": "takes an hour under emulation",
     "in_its_own_time": "emulation is slower than the film",
+    "middle_of_a_burst": "emulation is slower than the camera",
+    "finds_no_memory_to_be_judged": "emulation is slower than the camera",
 }
 """Tests that are not run, by a word of their names, and why."""
 
