@@ -22,7 +22,7 @@ from fundus_rt.runtime.guarded_session import open_guarded
 from fundus_rt.runtime.session import ENGINE_SUFFIX, package_version, resolve_model, usable_cores
 from fundus_rt.runtime.ways import Say, Way, certified_ways, files_of_model, may_be_certified
 
-FORMAT = 1
+FORMAT = 2
 """Of what is remembered; counts up when it is measured otherwise."""
 SHORT_S = 0.25
 """Seconds of answering for each way in each of the two blocks that `chosen_way` measures by itself."""

@@ -13,16 +13,14 @@ INSTRUCTION_SETS = (
     "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme",
 )  # fmt: skip
 """Of x86-64 and arm64, by Linux' names: those by which numerical libraries choose their kernels."""
-
-
-VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
-"""Of `INSTRUCTION_SETS`: x86's products of 8 bits that are added up in 32."""
 LARGEST_WEIGHT_IN_16 = 63
 """Weights of 7 bits: two products of 255 and 63 are 32130."""
 
 
 def sums_8_bit_products_in_16(cpu_info: Path = CPU_INFO) -> bool:
     """Whether this processor adds products of uint8 and int8 up in 16 bits, two at a time: x86-64 without VNNI (``vpmaddubsw``).
+
+    VNNI is ``avx512_vnni``, or ``avx_vnni`` where there is no AVX-512: libraries choose AVX-512's kernels by themselves.
 
     A sum beyond 32767 stays there, and two products of 255 and 127 are 64770. Where the processor's instruction sets cannot be
     read, x86-64 is taken to have none.
@@ -32,7 +30,8 @@ def sums_8_bit_products_in_16(cpu_info: Path = CPU_INFO) -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    return not set(cpu_kind(cpu_info).split()).intersection(VNNI)
+    sets = set(cpu_kind(cpu_info).split())
+    return not ("avx512_vnni" in sets or ("avx_vnni" in sets and "avx512f" not in sets))
 
 
 def device_kind(device: str) -> str:

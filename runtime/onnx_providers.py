@@ -27,6 +27,7 @@ import numpy as np
 from fundus_rt.models.card import ModelCard
 from fundus_rt.models.engines import EngineProfile
 from fundus_rt.models.errors import BackendUnavailableError, DeviceLostError, DeviceMemoryError, FundusRtError
+from fundus_rt.runtime.device_kind import sums_8_bit_products_in_16
 
 CPU = "CPUExecutionProvider"
 PLUGIN_PROVIDER = "NvTensorRTRTXExecutionProvider"
@@ -189,9 +190,10 @@ def session_options(ort: Any, threads: int = 1) -> Any:
     options.log_severity_level = 3
     # Threads that spin between runs take the cores that decoding needs; those that never spin are woken for every layer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Where a processor adds products of 8 bits up in 16 (`device_kind.sums_8_bit_products_in_16`), ONNX Runtime else lets sums of
-    # uint8 by int8 stop at 32767: whole numbers that depend on the machine. With this they are exact, there by slower products.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if sums_8_bit_products_in_16():
+        # ONNX Runtime else lets sums of uint8 by int8 stop at 32767. With this it multiplies uint8 by uint8, slower and exact;
+        # elsewhere it is exact by itself.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

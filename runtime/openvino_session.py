@@ -26,6 +26,10 @@ from fundus_rt.runtime.session import BackendInfo, Batch, require_input, usable_
 _TYPES = {"u8": "uint8", "f32": "float32"}
 CPU = "CPU"
 """OpenVINO's name of the device."""
+_CUT_OFF = (
+    "OpenVINO adds up in 16 bits on a processor without VNNI, and this one has none, or does not tell; large sums would "
+    "be cut off. Use --backend onnxruntime, whose sums are exact"
+)
 _cores: dict[int, Any] = {}
 """By process."""
 _making = threading.Lock()
@@ -81,6 +85,7 @@ class OpenVinoSession:
                 f"{path.name} cannot be compiled by OpenVINO {version_of(openvino)} ({_said(error, path)})"
             ) from error
         _require_granted(compiled)
+        _require_exact_sums(compiled, path)
         self._names = [*(output.name for output in self.card.outputs), "receipt"]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._compiled: Any = compiled
@@ -191,10 +196,24 @@ def _require_exact_products(model: Any, path: Path) -> None:
             weights = node.data if len(node.get_output_shape(0)) > 1 else np.zeros(1)
             if max(int(weights.max()), -int(weights.min())) > LARGEST_WEIGHT_IN_16:
                 raise BackendUnavailableError(
-                    f"{path.name} has weights of 8 bits, whose products OpenVINO adds up in 16 bits on this processor (no VNNI), "
-                    "so that large sums are cut off; use --backend onnxruntime, whose sums are exact, or write the file on this "
-                    "machine: fundus-rt quantize --backend openvino"
+                    f"{path.name} has weights of 8 bits, whose products {_CUT_OFF}, or write another file: "
+                    "fundus-rt quantize FILE.onnx --precision int8 --backend openvino --weight-bits 7"
                 )
+
+
+def _require_exact_sums(compiled: Any, path: Path) -> None:
+    """Refuse products of two tensors of 8 bits, neither of them weights, that are not added up exactly on this processor."""
+    if not sums_8_bit_products_in_16():
+        return
+    for layer in compiled.get_runtime_model().get_ops():
+        kind, precision = (str(layer.get_rt_info()[key].astype(str)) for key in ("layerType", "runtimePrecision"))
+        if kind != "MatMul" or precision not in ("i8", "u8"):
+            continue
+        sources = [value.get_node().get_rt_info()["layerType"].astype(str) for value in layer.input_values()]
+        if "Const" not in sources:
+            raise BackendUnavailableError(
+                f"{path.name} multiplies two tensors of 8 bits in {layer.get_friendly_name()}, whose products {_CUT_OFF}"
+            )
 
 
 def _require_granted(compiled: Any) -> None:

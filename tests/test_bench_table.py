@@ -24,6 +24,9 @@ def test_each_line_states_the_records_own_ratios(path: Path) -> None:
     others = [value for name, value in ways.items() if name not in own]
     assert cells[5] == f"{max(own.values()):.1f}x"
     assert cells[6] == f"{max(own.values()) / max(others):.2f}x"
+    whole = {way["name"]: way["first_to_this"]["value"] for way in record["against"]["parts"]["bytes_to_result"]["ways"]}
+    plain = [value for name, value in whole.items() if "plain export" in name]
+    assert cells[9] == (f"{max(plain):.1f}x" if plain else "-")
     assert cells[4] == f"{max(v for n, v in own.items() if names[n.rpartition(', ')[0]] == 'fp32'):.1f}x"
 
 
@@ -31,5 +34,5 @@ def test_a_file_that_is_not_certified_is_neither_ours_nor_a_peer() -> None:
     record = next(found for path in RESULTS if len((found := json.loads(path.read_text(encoding="utf-8")))["files"]) > 1)
     lower = [file["name"] for file in record["files"] if file["precision"] != "fp32"]
     cells = [cell.strip() for cell in line_of(record, lower).strip("|\n ").split("|")]
-    assert cells[5] == cells[4] and cells[10] == cells[9]
+    assert cells[5] == cells[4] and cells[11] == cells[10]
     assert float(cells[6][:-1]) < float(line_of(record).split("|")[7].strip()[:-1])

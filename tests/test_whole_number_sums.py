@@ -20,7 +20,7 @@ from fundus_rt.converters.graphs.foreign_onnx import open_original  # noqa: E402
 from fundus_rt.converters.precision.recipe import read_recipe  # noqa: E402
 from fundus_rt.models.errors import BackendUnavailableError  # noqa: E402
 from fundus_rt.models.registry import EXAMPLE_FOLDER  # noqa: E402
-from fundus_rt.runtime import openvino_session  # noqa: E402
+from fundus_rt.runtime import onnx_providers, openvino_session  # noqa: E402
 from fundus_rt.runtime.device_kind import LARGEST_WEIGHT_IN_16, sums_8_bit_products_in_16  # noqa: E402
 from fundus_rt.runtime.onnx_providers import session_options  # noqa: E402
 from fundus_rt.runtime.onnx_session import import_onnxruntime  # noqa: E402
@@ -36,7 +36,7 @@ def products(kind: str, most: int, zero: int) -> tuple[bytes, np.ndarray, np.nda
     random = np.random.default_rng(0)
     weights = random.integers(most * 3 // 4, most + 1, (READ, MADE)).astype(np.int8)
     levels = random.integers(200, 256, (1, 6, READ)).astype(np.uint8)
-    unsigned = kind != "signed"
+    unsigned = not kind.startswith("signed")
     zero_point = np.array(zero, np.uint8) if unsigned else np.array(0, np.int8)
     if not unsigned:
         levels = random.integers(90, 128, levels.shape).astype(np.int8)
@@ -52,14 +52,15 @@ def products(kind: str, most: int, zero: int) -> tuple[bytes, np.ndarray, np.nda
         nodes.append(helper.make_node("Cast", ["sums"], ["y"], to=TensorProto.FLOAT))
         expected = sums.astype(np.float64)
     else:
-        if kind == "convolution":
+        convolution = kind.endswith("convolution")
+        if convolution:
             stored["w"] = np.ascontiguousarray(weights.T[:, :, None, None])
             given = np.ascontiguousarray(given.transpose(0, 2, 1)[..., None])
             sums = sums.transpose(0, 2, 1)[..., None]
-        axis = 0 if kind == "convolution" else 1
+        axis = 0 if convolution else 1
         nodes.append(helper.make_node("DequantizeLinear", ["levels", "x_scale", "x_zero"], ["read"]))
         nodes.append(helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["weights"], axis=axis))
-        nodes.append(helper.make_node("Conv" if kind == "convolution" else "MatMul", ["read", "weights"], ["made"], name="layer"))
+        nodes.append(helper.make_node("Conv" if convolution else "MatMul", ["read", "weights"], ["made"], name="layer"))
         nodes.append(helper.make_node("QuantizeLinear", ["made", "y_scale", "y_zero"], ["rounded"]))
         nodes.append(helper.make_node("DequantizeLinear", ["rounded", "y_scale", "y_zero"], ["y"]))
         ends = (0, 255) if unsigned else (-128, 127)
@@ -76,7 +77,7 @@ def products(kind: str, most: int, zero: int) -> tuple[bytes, np.ndarray, np.nda
 
 
 @pytest.mark.parametrize("zero", [0, 7])
-@pytest.mark.parametrize("kind", ["product", "convolution", "signed", "integer"])
+@pytest.mark.parametrize("kind", ["product", "convolution", "signed", "signed convolution", "integer"])
 def test_onnx_runtime_adds_up_exactly(kind: str, zero: int) -> None:
     content, given, expected = products(kind, 127, zero)
     ort = import_onnxruntime()
@@ -84,7 +85,7 @@ def test_onnx_runtime_adds_up_exactly(kind: str, zero: int) -> None:
     np.testing.assert_array_equal(session.run(None, {"x": given})[0], expected)
 
 
-@pytest.mark.parametrize("kind", ["product", "convolution", "signed"])
+@pytest.mark.parametrize("kind", ["product", "convolution", "signed", "signed convolution"])
 def test_openvino_adds_up_exactly_what_fits(kind: str) -> None:
     pytest.importorskip("openvino")
     most = LARGEST_WEIGHT_IN_16 if sums_8_bit_products_in_16() else 127
@@ -95,6 +96,51 @@ def test_openvino_adds_up_exactly_what_fits(kind: str) -> None:
     np.testing.assert_array_equal(np.array(found), expected)
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_onnx_runtime_is_told_where_it_would_not_be_exact_by_itself(old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, old)
+    options = session_options(import_onnxruntime())
+    if old:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_products_of_two_activations_are_refused_where_openvino_would_cut_them_off(
+    old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind layers of int8 that have no bias: OpenVINO then multiplies two tensors of 8 bits (2026.4)."""
+    pytest.importorskip("openvino")
+    stored = {"scale": np.float32(1), "zero": np.int8(0)}
+    nodes = [
+        node
+        for name in ("a", "b")
+        for node in (
+            helper.make_node("QuantizeLinear", [name, "scale", "zero"], [f"{name}/int8"]),
+            helper.make_node("DequantizeLinear", [f"{name}/int8", "scale", "zero"], [f"{name}/restored"]),
+        )
+    ]
+    nodes.append(helper.make_node("MatMul", ["a/restored", "b/restored"], ["y"], name="y"))
+    a, b, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, *sides])
+        for name, sides in (("a", (16, 64)), ("b", (64, 16)), ("y", (16, 16)))
+    )
+    values = [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()]
+    graph = helper.make_graph(nodes, "attention", [a, b], [y], values)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    core = openvino_session.shared_core(openvino_session.import_openvino())
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+    _pretend(monkeypatch, old)
+    if not old:
+        openvino_session._require_exact_sums(compiled, Path("attention.onnx"))
+        return
+    with pytest.raises(BackendUnavailableError, match=r"attention\.onnx multiplies two tensors of 8 bits.*--backend onnxruntime"):
+        openvino_session._require_exact_sums(compiled, Path("attention.onnx"))
+
+
 def test_others_models_are_asked_exactly() -> None:
     for kind in ("product", "integer"):
         content, given, expected = products(kind, 127, 0)
@@ -103,7 +149,13 @@ def test_others_models_are_asked_exactly() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("fma avx avx2 f16c", True), ("avx2 avx512f avx512_vnni", False), ("avx2 avx_vnni", False), ("", True)],
+    [
+        ("fma avx avx2 f16c", True),
+        ("avx2 avx512f avx512_vnni", False),
+        ("avx2 avx_vnni", False),
+        ("", True),
+        ("avx2 avx512f avx_vnni", True),
+    ],
 )
 def test_which_processors_add_up_in_16_bits(flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "cpuinfo"
@@ -129,7 +181,7 @@ def _largest_weight(path: Path) -> int:
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
-    for module in (quantisation, openvino_session):
+    for module in (quantisation, openvino_session, onnx_providers):
         monkeypatch.setattr(module, "sums_8_bit_products_in_16", lambda: old)
 
 
@@ -164,3 +216,25 @@ def test_a_recipe_is_written_for_the_processor_it_is_replayed_on(tmp_path: Path,
     assert replayed.recipe.weight_levels == LARGEST_WEIGHT_IN_16
     back = dataclasses.replace(_call(tmp_path, str(replayed.recipe_path)), backend="onnxruntime")
     assert quantise(back, Progress()).recipe.weight_levels == 127
+
+
+def test_a_file_for_a_device_without_vnni_can_be_written_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    _pretend(monkeypatch, False)
+    call = _call(tmp_path)
+    wide = quantise(call, Progress())
+    kept = wide.recipe_path.rename(tmp_path / "wide.json")
+    narrow = quantise(dataclasses.replace(call, weight_levels=LARGEST_WEIGHT_IN_16), Progress())
+    assert _largest_weight(call.output) == LARGEST_WEIGHT_IN_16
+    there = _call(tmp_path, str(narrow.recipe_path))
+    assert quantise(dataclasses.replace(there, output=tmp_path / "again.onnx"), Progress()).sha256 == narrow.sha256, (
+        "kept as it is"
+    )
+
+    _pretend(monkeypatch, True)
+    replay = dataclasses.replace(call, precision=str(kept), backend=None, output=tmp_path / "wide.onnx")
+    with pytest.raises(BackendUnavailableError, match=r"wide\.json has weights up to 127.*--weight-bits 7"):
+        quantise(replay, Progress())
+    assert not replay.output.exists()
+    replayed = quantise(dataclasses.replace(replay, weight_levels=LARGEST_WEIGHT_IN_16), Progress())
+    assert replayed.recipe.weight_levels == LARGEST_WEIGHT_IN_16

@@ -20,7 +20,7 @@ from fundus_rt.converters.precision.node_groups import node_groups
 from fundus_rt.converters.precision.recipe import Recipe, graph_digest, onnx_from_recipe, read_recipe, serialised, shipped_model
 from fundus_rt.models.artifacts import atomic_path, sha256_of_bytes
 from fundus_rt.models.card import CARD_KEY, ModelCard, card_from_json
-from fundus_rt.models.errors import ParityError, UsageError
+from fundus_rt.models.errors import BackendUnavailableError, ParityError, UsageError
 from fundus_rt.runtime.device_kind import LARGEST_WEIGHT_IN_16, sums_8_bit_products_in_16
 from fundus_rt.runtime.guarded_session import open_guarded
 from fundus_rt.runtime.pipeline import Pipeline
@@ -48,6 +48,8 @@ class QuantiseCall:
     """In the output's unit; None for the card's."""
     whole: bool = False
     """Put all nodes that can be into the precision, without a search."""
+    weight_levels: int | None = None
+    """Largest whole number of a weight in int8; None for what this processor needs, or the recipe's own."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _whole_recipe(call: QuantiseCall, model: Any, inputs: NetworkInputs, progres
     }
     backend = "tensorrt" if call.precision == "mixed" else call.backend or DEFAULT_BACKEND
     ranges = ranges_by(model, found, call.method)
-    return Recipe(digest, tuple(nodes), backend=backend, weight_levels=_weight_levels(backend), ranges=ranges, calibration=facts)
+    levels = call.weight_levels or _weight_levels(backend)
+    return Recipe(digest, tuple(nodes), backend=backend, weight_levels=levels, ranges=ranges, calibration=facts)
 
 
 def _weight_levels(backend: str) -> int:
@@ -174,8 +177,16 @@ def _replayed(call: QuantiseCall, model: Any, card: ModelCard) -> Quantised:
             f"{Path(call.precision).name} has int8 and half precision in one file, which is for TensorRT; got --backend "
             f"{call.backend}. Leave it out, or search an int8 file for that backend"
         )
-    if call.backend is not None and recipe.int8:
-        recipe = dataclasses.replace(recipe, backend=call.backend, weight_levels=_weight_levels(call.backend))
+    if recipe.int8 and (call.backend or call.weight_levels):
+        backend = call.backend or recipe.backend
+        own = recipe.weight_levels if backend == recipe.backend else LEVELS
+        levels = call.weight_levels or min(own, _weight_levels(backend))
+        recipe = dataclasses.replace(recipe, backend=backend, weight_levels=levels)
+    if recipe.int8 and recipe.weight_levels > (most := _weight_levels(recipe.backend)):
+        raise BackendUnavailableError(
+            f"{Path(call.precision).name} has weights up to {recipe.weight_levels}, whose products OpenVINO does not add up "
+            f"exactly on this processor, expected up to {most}; add --weight-bits 7, or replay it on a processor with VNNI"
+        )
     return _written(call, model, card, recipe, None, None, 0, None)
 
 

@@ -105,7 +105,7 @@ def identify_onnx(checkpoint: Checkpoint, card: ModelCard) -> Architecture:
 class OnnxNetwork:
     """A foreign ONNX model: see `fundus_rt.converters.architecture.Network`.
 
-    Its own answers are those of the file's own bytes, in ONNX Runtime on the CPU without any optimisation of the graph.
+    Its own answers are those of the file's own bytes, in ONNX Runtime on the CPU: see `open_original`.
     """
 
     def __init__(self, path: Path, signature: Signature) -> None:
@@ -160,10 +160,10 @@ def load_onnx(path: Path, with_tensors: bool = True) -> Any:
 
 
 def open_original(source: Path | bytes) -> Any:
-    """ONNX Runtime on the CPU, graph as it is.
+    """ONNX Runtime on the CPU, without any optimisation of the graph.
 
-    A graph that multiplies whole numbers is optimised, as every runtime does: only so ONNX Runtime adds them up exactly on a
-    processor without VNNI (`fundus_rt.runtime.onnx_providers.session_options`).
+    Only a graph that multiplies whole numbers is optimised, as every runtime does: else ONNX Runtime does not add them up exactly
+    on a processor without VNNI (`fundus_rt.runtime.onnx_providers.session_options`).
 
     Raises:
         UnsupportedCheckpointError: it cannot be run.
@@ -176,7 +176,7 @@ def open_original(source: Path | bytes) -> Any:
     try:
         if isinstance(source, Path):  # tensors beside the file are put into it: the runtime cannot read all kinds from there
             model = load_onnx(source, with_tensors=False)
-            whole = any(node.op_type in WHOLE_NUMBERS for node in model.graph.node)
+            whole = any(node.op_type in WHOLE_NUMBERS for node in _all_nodes(model))
             source = load_onnx(source).SerializeToString() if _external_files(source, model) else source
         else:
             whole = any(kind.encode() in source for kind in WHOLE_NUMBERS)

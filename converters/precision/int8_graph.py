@@ -8,7 +8,8 @@ run and on what TensorRT's parser takes:
 * ``tensorrt``: int8 with zero point 0 everywhere, the portable form; TensorRT refuses uint8 and other zero points. Half of the
   steps are lost behind a Relu, which is never below 0.
 * ``onnxruntime``: uint8 with a zero point, which uses all 255 steps. On a processor with x86 instructions ONNX Runtime multiplies
-  uint8 by int8, and drops a Relu or Clip whose bounds the pair itself keeps; with signed pairs it does neither.
+  uint8 by int8 (without VNNI by uint8), and drops a Relu or Clip whose bounds the pair itself keeps; with signed pairs it does
+  neither.
 * ``openvino``: uint8 with zero point 0 for tensors that are never below 0, int8 with zero point 0 for all others; a zero point
   elsewhere costs it half of the gain. On a processor without VNNI weights end at 63, for its sums of two products have 16 bits
   (`fundus_rt.runtime.device_kind.sums_8_bit_products_in_16`).

@@ -15,7 +15,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 Model::Model(const std::string& path, int threads) {
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(threads);
-    options.AddConfigEntry("session.x64quantprecision", "1");  // int8 files: exact sums also on processors without VNNI
+    options.AddConfigEntry("session.x64quantprecision", "1");  // int8: exact sums without VNNI, which costs speed with it
     session_ = Ort::Session(env_, path.c_str(), options);
     read_card();
     require_contract();

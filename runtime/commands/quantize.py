@@ -27,6 +27,11 @@ import click
 @click.option(
     "--tolerance", type=click.FloatRange(0, min_open=True), help="Largest difference that passes.  [default: the card's budget]"
 )
+@click.option(
+    "--weight-bits", type=click.Choice(["7", "8"]),
+    help="Of weights in int8. OpenVINO adds up exactly on a processor without VNNI where they have 7.  [default: what this "
+    "processor needs, or the recipe's]",
+)  # fmt: skip
 @click.option("--whole", is_flag=True, help="Everything that can be in the precision, without a search.")
 def quantize(
     file: Path,
@@ -36,6 +41,7 @@ def quantize(
     backend: str | None,
     calibration: str,
     tolerance: float | None,
+    weight_bits: str | None,
     whole: bool,
 ) -> None:
     """Write FILE.onnx in lower precision: layers of int8 with Q/DQ pairs as ONNX Runtime, OpenVINO or TensorRT need, or fp16.
@@ -51,12 +57,16 @@ def quantize(
     Exit status: 0 written; 1 nothing stays within the tolerance, is faster, or ran in int8; 2 the call itself is wrong.
     """
     from fundus_rt.benchmarks.precision.quantisation import PRECISIONS, Progress, QuantiseCall, lines, quantise
+    from fundus_rt.converters.precision.int8_graph import LEVELS
     from fundus_rt.models.registry import EXAMPLE_FOLDER
     from fundus_rt.runtime.commands.convert import _step
+    from fundus_rt.runtime.device_kind import LARGEST_WEIGHT_IN_16
 
     kind = precision if precision in PRECISIONS else Path(precision).name.split(".")[0]
     target = output or file.with_suffix(f".{kind}.onnx")
-    call = QuantiseCall(file, precision, target, images or (str(EXAMPLE_FOLDER),), backend, calibration, tolerance, whole)
+    levels = None if weight_bits is None else LARGEST_WEIGHT_IN_16 if weight_bits == "7" else LEVELS
+    photographs = images or (str(EXAMPLE_FOLDER),)
+    call = QuantiseCall(file, precision, target, photographs, backend, calibration, tolerance, whole, levels)
     with _trials() as show:
         try:
             made = quantise(call, Progress(_step, show))
