@@ -17,6 +17,7 @@ HEAD = (
     "fastest fp32 peer | share of the fp32 floor | file to result, published, ms | plain runtimes, the faster | ours, fp32 | "
     "ours, best |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n"
 )
+PARTS = ("network_only", "bytes_to_result")
 PLAIN = {"ONNX Runtime": "ONNX Runtime, default", "OpenVINO": "OpenVINO, default"}
 
 
@@ -27,18 +28,23 @@ def main() -> None:
     parser.add_argument("--without", action="append", default=[], metavar="FILE.onnx", help="files that are not certified")
     options = parser.parse_args()
     records = [json.loads(path.read_text(encoding="utf-8")) for path in options.records]
-    sys.stdout.write(HEAD + "".join(line_of(record, options.without) for record in records if record.get("against")))
+    sys.stdout.write(HEAD + "".join(line_of(record, options.without) for record in records if has_line(record)))
+
+
+def has_line(record: dict[str, Any]) -> bool:
+    """Whether a record compares ways in both parts."""
+    return set(PARTS) <= set((record.get("against") or {}).get("parts", {}))
 
 
 def line_of(record: dict[str, Any], without: Collection[str] = ()) -> str:
     """One network's line: medians in milliseconds, everything else in times as fast as the published way.
 
     Args:
-        record: of a run on a processor, its float32 file first.
+        record: of a run on a processor, its float32 file first; one that `has_line`.
         without: names of files that are left out.
     """
     parts = record["against"]["parts"]
-    network, whole = (_Part(parts[name]["ways"], record, without) for name in ("network_only", "bytes_to_result"))
+    network, whole = (_Part(parts[name]["ways"], record, without) for name in PARTS)
     single = record["files"][0]["arithmetic"]["floor_ms"]
     cells = [
         record["files"][0]["name"].removesuffix(".onnx"),
