@@ -40,6 +40,7 @@ def test_a_file_that_is_not_certified_is_neither_ours_nor_a_peer() -> None:
 
 
 def test_a_record_of_one_part_has_no_line() -> None:
-    assert len(LINES) >= 14, "seven networks on two processors"
-    alone = [path.stem for path in RESULTS if path not in LINES]
-    assert alone == ["bench-mobilenet-no-check-x86_64-2cores-ort1.32.0"]
+    record = json.loads(LINES[0].read_text(encoding="utf-8"))
+    del record["against"]["parts"]["network_only"]
+    assert not has_line(record)
+    assert not has_line({**record, "against": None})
