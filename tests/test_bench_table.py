@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from fundus_rt.benchmarks.bench_table import HEAD, has_line, line_of
+from fundus_rt.benchmarks.speed.bench_document import bench_document
+from fundus_rt.benchmarks.speed.call import Measured
 from tests.conftest import REPOSITORY
 
 RESULTS = sorted((REPOSITORY / "benchmarks" / "results").glob("bench-*.json"))
@@ -44,3 +46,13 @@ def test_a_record_of_one_part_has_no_line() -> None:
     del record["against"]["parts"]["network_only"]
     assert not has_line(record)
     assert not has_line({**record, "against": None})
+
+
+def test_the_page_names_the_way_that_is_the_most_times_as_fast_as_the_first() -> None:
+    """Of two that are close, the one with the least median may have the lesser ratio."""
+    for path in LINES:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        verdict = bench_document(Measured(record)).verdict
+        part = next(iter(record["against"]["parts"].values()))
+        ratios = {way["name"]: way["first_to_this"]["value"] for way in part["ways"]}
+        assert f"the fastest of {len(ratios)} ways is {max(ratios, key=lambda name: ratios[name])}: " in verdict.sentence

@@ -56,7 +56,7 @@ def _sentence(record: dict[str, Any]) -> str:
     interrupted = "The run was interrupted; what was finished stands here. " if record["interrupted"] else ""
     for part, found in ((record["against"] or {}).get("parts", {})).items():
         if len(found["ways"]) > 1:
-            best = min(found["ways"], key=lambda way: way["median_ms"])
+            best = max(found["ways"], key=lambda way: float(way["first_to_this"]["value"]))
             first = found["ways"][0]["name"]
             return (
                 f"{interrupted}{PART_WORDS[part].capitalize()}, the fastest of {len(found['ways'])} ways is {best['name']}: "
