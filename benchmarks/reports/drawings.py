@@ -263,16 +263,16 @@ def _whiskers(axes: Any, places: tuple[float, ...], series: Series, colour: str,
 
 
 def _values_at_bars(axes: Any, places: Any, series: Series, lying: bool) -> None:
-    """The height of each bar in figures, behind the end of the bar and of its interval."""
-    ends = series.high or series.y
-    for place, value, end, text in zip(places, series.y, ends, column_in_words([float(v) for v in series.y]), strict=True):
+    """The height of each bar in figures where the bar ends, on white so that the line of its interval runs behind."""
+    for place, value, text in zip(places, series.y, column_in_words([float(v) for v in series.y]), strict=True):
         if not np.isfinite(value):
             continue
-        tip = max(value, end if np.isfinite(end) else value, 0.0)
+        tip = max(value, 0.0)
         spot = (tip, place) if lying else (place, tip)
         away = (4, 0) if lying else (0, 3)
         align = {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
-        axes.annotate(text, spot, away, textcoords="offset points", fontsize=9, **align)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+        axes.annotate(text, spot, away, textcoords="offset points", fontsize=9, bbox=paper, **align)
 
 
 def _name_categories(axes: Any, plot: Plot, lying: bool) -> None:
